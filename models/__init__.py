@@ -1,0 +1,1 @@
+"""Networks to prune: a graph builder, published architectures, tricky fixtures, fetched models."""

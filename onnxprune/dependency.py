@@ -1,0 +1,516 @@
+"""Which axes must shrink together: types for every axis of every tensor, and the groups they form.
+
+One walk over the nodes gives each axis a type (`axes`) and unifies where a declaration says that two
+axes are one. The Vars that are still free at the end are the groups; what became a Const is pinned,
+with the reason it met.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from onnxprune import axes
+from onnxprune.axes import Axis, Const, Reason, Var
+from onnxprune.errors import UserError
+from onnxprune.model import FLOATS, Model, Node
+from onnxprune.ops import Pinned, Rule, Take, Unknown, lookup
+from onnxprune.ops.spec import AxisPattern, Pattern, label, names
+from onnxprune.shapes import Shapes, analyse
+
+UNIT_LIMIT = 4096  # positions that an index map without a pattern may cut into single units
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """One node's rule with its labels filled in: label -> axis."""
+
+    node: Node
+    rule: Rule
+    labels: dict[str, Axis]
+    inputs: tuple[list[Axis] | None, ...]
+    outputs: tuple[list[Axis] | None, ...]
+    take: Take | None = None
+
+    def contracted(self) -> Iterator[str]:
+        """Labels that the node sums over: in an input, in no output."""
+        kept = {name for pattern in self.rule.outputs if pattern for name in pattern_labels(pattern)}
+        if self.take is not None:
+            kept.add(f"a{self.take.axis}")
+        seen: set[str] = set()
+        for pattern in self.rule.inputs:
+            for name in pattern_labels(pattern or ()):
+                if name not in kept and name not in seen and name not in self.rule.lossy:
+                    seen.add(name)
+                    yield name
+
+    def operands(self, name: str) -> Iterator[tuple[int, int]]:
+        """(input, axis) of every occurrence of a label among the inputs."""
+        for i, pattern in enumerate(self.rule.inputs):
+            for axis, terms in enumerate(pattern or ()):
+                if i < len(self.inputs) and any(name in term for term in terms):
+                    yield i, axis
+
+
+def pattern_labels(pattern: Pattern) -> Iterator[str]:
+    for terms in pattern:
+        for term in terms:
+            yield from term
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """A group on one axis of a constant.
+
+    role: `produce` (the constant makes these units), `consume` (it reads them), `gain` (the scale of
+    a normalisation) or `shift` (any other vector that acts on each of them).
+    """
+
+    node: Node
+    input: int
+    tensor: str
+    axis: int
+    role: str
+
+
+@dataclass(eq=False)
+class Group:
+    """Units that are removed together wherever they occur."""
+
+    name: str
+    var: Var
+    occurrences: list[Occurrence]
+    links: list[tuple[Link, str]]
+    lossy: tuple[Reason, ...] = ()
+    siblings: list[Group] = field(default_factory=list)
+    inner: bool = False  # a minor factor of some product (positions inside heads, inside conv groups)
+    stride: int = 1  # channels per unit on the axis of a producing weight
+
+    @property
+    def size(self) -> int:
+        return self.var.extent
+
+    @property
+    def kind(self) -> str:
+        return "lossy" if self.lossy else "exact"
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list({o.node.index: o.node for o in self.occurrences}.values())
+
+    def __repr__(self) -> str:
+        return f"Group({self.name}, {self.size}, {self.kind})"
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedAxis:
+    """An axis of a weight that no group owns, and why."""
+
+    node: Node
+    tensor: str
+    axis: int
+    extent: int
+    reason: Reason
+
+
+class DependencyGraph:
+    """Axis types, links and groups of a model."""
+
+    def __init__(self, model: Model, shapes: Shapes | None = None) -> None:
+        self.model = model
+        self.shapes = shapes or analyse(model)
+        self.types: dict[str, list[Axis] | None] = {}
+        self.links: list[Link] = []
+        self.opaque: dict[str, int] = {}  # operators without a declaration, and how often they occur
+        self._uses: dict[tuple[int, int], list[Axis]] = {}
+        self._lossy: list[tuple[Axis, Reason]] = []
+        for value in model.inputs:
+            self._pin_tensor(value.name, Reason("interface", f"graph input '{value.name}'"))
+        for node in model.nodes:
+            if not (node.outputs and node.outputs[0] in model.constants):
+                self._link(node)
+        for output in model.outputs:
+            self._pin_tensor(output.name, Reason("interface", f"graph output '{output.name}'"))
+
+    # ------------------------------------------------------------------------------------ typing
+
+    def axes_of(self, node: Node, i: int) -> list[Axis] | None:
+        """The axis types of input i of a node; None where unknown or not typed yet."""
+        return self._uses.get((node.index, i)) or self.types.get(node.inputs[i])
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        return self.shapes.shapes.get(name)
+
+    def _pin_tensor(self, name: str, reason: Reason) -> None:
+        typed = self.types.get(name)
+        if typed is not None:
+            for axis in typed:
+                axes.pin(axis, reason)
+            return
+        shape = self._shape(name)
+        self.types[name] = None if shape is None else [Const(size, reason) for size in shape]
+
+    def _store(self, node: Node, i: int, typed: list[Axis]) -> None:
+        """Type a constant at its first use; vectors and integers are typed anew at each use."""
+        name = node.inputs[i]
+        if self._private(name):
+            self._uses[node.index, i] = typed
+        else:
+            self.types[name] = typed
+
+    def _private(self, name: str) -> bool:
+        """Whether each use of a constant may be cut on its own (it is cloned where they differ)."""
+        tensor = self.model.constants[name]
+        return tensor.data_type not in FLOATS or sum(dim > 1 for dim in tensor.dims) <= 1
+
+    def _declare(self, node: Node) -> Rule | Take | Pinned:
+        spec = lookup(node.domain, node.op, self.model.opset(node.domain))
+        if spec is None or node.captured:
+            name = f"{node.domain}.{node.op}" if node.domain else node.op
+            self.opaque[name] = self.opaque.get(name, 0) + 1
+            return Pinned(f"operator {name} has no declaration")
+        try:
+            return spec.declare(self.shapes.view(self.model, node))
+        except Unknown as error:
+            return Pinned(f"{node.op}: {error}")
+
+    def _link(self, node: Node) -> None:
+        rule = self._declare(node)
+        try:
+            if isinstance(rule, Pinned):
+                self._pin_node(node, rule.why)
+            elif isinstance(rule, Take):
+                self._link_take(node, rule)
+            else:
+                self._link_rule(node, rule)
+        except axes.Contradiction as error:
+            raise UserError(
+                f"{self.model.name}: shapes contradict at node '{node.label}' ({node.op}): extents {error}; "
+                "the model is invalid"
+            ) from None
+
+    def _pin_node(self, node: Node, why: str) -> None:
+        reason = Reason("operator", why, node.label)
+        for i, name in enumerate(node.inputs):
+            if not name:
+                continue
+            if name in self.model.constants and self.axes_of(node, i) is None:
+                shape = self._shape(name) or ()
+                self._store(node, i, [Const(size, reason) for size in shape])
+            else:
+                self._pin_tensor(name, reason)
+        for name in node.captured:
+            if name in self.model.constants and name not in self.types:
+                self._captured(name, reason)
+            else:
+                self._pin_tensor(name, reason)
+        for name in filter(None, node.outputs):
+            self._pin_tensor(name, reason)
+
+    def _captured(self, name: str, reason: Reason) -> None:
+        self.types[name] = [Const(size, reason) for size in self._shape(name) or ()]
+        for node in self.model.consumers.get(name, ()):  # uses inside a body cannot be renamed
+            for i, other in enumerate(node.inputs):
+                if other == name:
+                    self._uses[node.index, i] = self.types[name] or []
+
+    def _link_rule(self, node: Node, rule: Rule) -> None:
+        labels: dict[str, Axis] = {}
+        inputs: list[list[Axis] | None] = []
+        pending: list[tuple[int, Pattern]] = []
+        for i, name in enumerate(node.inputs):
+            pattern = rule.inputs[i] if i < len(rule.inputs) else None
+            inputs.append(None)
+            if not name or pattern is None:
+                if name:
+                    self._ignore_operand(node, i)
+                continue
+            typed = self.axes_of(node, i)
+            if typed is None and name in self.model.constants:
+                pending.append((i, pattern))
+                continue
+            if typed is None or len(typed) != len(pattern):
+                self._pin_node(node, f"the shape of '{name}' is unknown")
+                return
+            inputs[i] = typed
+            for axis, terms in zip(typed, pattern, strict=True):
+                self._join(axis, terms, rule, labels, node)
+        for i, pattern in pending:
+            shape = self._shape(node.inputs[i]) or ()
+            if len(shape) != len(pattern):
+                self._pin_node(node, f"'{node.inputs[i]}' has {len(shape)} axes")
+                return
+            typed = self.axes_of(node, i)  # the node may read one constant twice
+            if typed is None:
+                typed = [
+                    self._build(t, size, rule, labels) for t, size in zip(pattern, shape, strict=True)
+                ]
+                self._store(node, i, typed)
+            for axis, terms in zip(typed, pattern, strict=True):
+                self._join(axis, terms, rule, labels, node)
+            inputs[i] = typed
+        for name, why in rule.pinned.items():
+            if name in labels:
+                axes.pin(labels[name], Reason("operator", f"{node.op}: {why}", node.label))
+        outputs = self._outputs(node, rule, labels)
+        for name, why in rule.lossy.items():
+            if name in labels:
+                self._lossy.append((labels[name], Reason("lossy", f"{node.op}: {why}", node.label)))
+        link = Link(node, rule, labels, tuple(inputs), tuple(outputs))
+        self.links.append(link)
+        if rule.resize is not None:
+            self._pin_runtime_extents(link)
+
+    def _ignore_operand(self, node: Node, i: int) -> None:
+        name = node.inputs[i]
+        if name in self.model.constants and self.axes_of(node, i) is None:
+            reason = Reason("operator", f"{node.op}: an operand without axes", node.label)
+            self._store(node, i, [Const(size, reason) for size in self._shape(name) or ()])
+
+    def _outputs(self, node: Node, rule: Rule, labels: dict[str, Axis]) -> list[list[Axis] | None]:
+        outputs: list[list[Axis] | None] = []
+        for i, name in enumerate(node.outputs):
+            pattern = rule.outputs[i] if i < len(rule.outputs) else None
+            shape = self._shape(name) if name else None
+            typed: list[Axis] | None = None
+            if shape is not None and pattern is not None and len(pattern) == len(shape):
+                typed = [
+                    self._build(t, size, rule, labels, node)
+                    for t, size in zip(pattern, shape, strict=True)
+                ]
+            elif shape is not None:
+                reason = Reason("operator", f"{node.op}: an output without axes", node.label)
+                typed = [Const(size, reason) for size in shape]
+            outputs.append(typed)
+            if name:
+                self.types[name] = typed
+        return outputs
+
+    def _join(
+        self, axis: Axis, terms: AxisPattern, rule: Rule, labels: dict[str, Axis], node: Node
+    ) -> None:
+        """Make an axis equal to what a pattern says it is."""
+        reason = Reason("layout", f"{node.op} joins axes of different layouts", node.label)
+        if len(terms) == 1 and len(terms[0]) == 1:
+            known = labels.setdefault(terms[0][0], axis)
+            if known is not axis:
+                axes.unify(known, axis, reason)
+        else:
+            axes.unify(axis, self._build(terms, axis.extent, rule, labels), reason)
+
+    def _build(
+        self, terms: AxisPattern, size: int, rule: Rule, labels: dict[str, Axis], node: Node | None = None
+    ) -> Axis:
+        """The axis a pattern describes; labels not met before become fresh axes."""
+        known = sum(self._term_size(term, rule, labels) or 0 for term in terms)
+        built = []
+        for term in terms:
+            extent = self._term_size(term, rule, labels)
+            extent = size - known if extent is None else extent
+            rest = extent
+            unknown = None
+            for name in term:
+                here = self._label_size(name, rule, labels)
+                if here is None:
+                    unknown = name
+                else:
+                    rest //= max(here, 1)
+            for name in term:
+                if name not in labels:
+                    here = rest if name == unknown else self._label_size(name, rule, labels) or 0
+                    labels[name] = self._new(name, here, rule, node)
+            built.append(axes.product([labels[name] for name in term]) if len(term) != 1 else labels[term[0]])
+        axis = axes.concat(built) if len(built) != 1 else built[0]
+        if axis.extent != size:
+            raise axes.Contradiction(f"{size} and {axis.extent}")
+        return axis
+
+    def _new(self, name: str, size: int, rule: Rule, node: Node | None) -> Axis:
+        if name in rule.pinned and node is not None:
+            return Const(size, Reason("operator", f"{node.op}: {rule.pinned[name]}", node.label))
+        return axes.fresh(size)
+
+    @staticmethod
+    def _label_size(name: str, rule: Rule, labels: Mapping[str, Axis]) -> int | None:
+        return labels[name].extent if name in labels else rule.sizes.get(name)
+
+    def _term_size(self, term: Iterable[str], rule: Rule, labels: Mapping[str, Axis]) -> int | None:
+        size = 1
+        for name in term:
+            here = self._label_size(name, rule, labels)
+            if here is None:
+                return None
+            size *= here
+        return size
+
+    def _link_take(self, node: Node, take: Take) -> None:
+        source = self.axes_of(node, 0)
+        shape = self._shape(node.inputs[0])
+        if source is None and node.inputs[0] in self.model.constants and shape is not None:
+            source = [axes.fresh(size) for size in shape]
+            self._store(node, 0, source)
+        if source is None:
+            self._pin_node(node, f"the shape of '{node.inputs[0]}' is unknown")
+            return
+        for i in range(1, len(node.inputs)):
+            if node.inputs[i]:
+                self._ignore_operand(node, i)
+        reason = Reason("operator", f"{node.op} picks positions one by one, too many to follow", node.label)
+        taken = axes.take(source[take.axis], take.index, UNIT_LIMIT, reason)
+        if taken is None:
+            axes.pin(source[take.axis], reason)
+            taken = Const(len(take.index), reason)
+        result = [taken if i == take.axis else axis for i, axis in enumerate(source)]
+        letters = names("a", len(source))
+        out = tuple(label("t" if i == take.axis else a) for i, a in enumerate(letters))
+        rule = Rule((tuple(map(label, letters)),), (out,))
+        labels = dict(zip(letters, source, strict=True)) | {"t": taken}
+        self.links.append(Link(node, rule, labels, (source,), (result,), take))
+        self.types[node.outputs[0]] = result
+
+    def _pin_runtime_extents(self, link: Link) -> None:
+        """Pin what an integer operand computed from dynamic sizes could not restate after a cut."""
+        node, rule = link.node, link.rule
+        for i, name in enumerate(node.inputs):
+            if not name or name in self.model.constants or (i < len(rule.inputs) and rule.inputs[i]):
+                continue
+            reason = Reason("operator", f"{node.op}: its operand '{name}' is computed at run time", node.label)
+            value = self.shapes.values.get(name)
+            typed = link.outputs[0] or []
+            if value is not None and value.ndim == 1 and value.size == len(typed):
+                static = self.shapes.static_entries(name)
+                for axis, entry, fixed in zip(typed, value.tolist(), static.tolist(), strict=True):
+                    if not fixed and entry not in (0, -1):
+                        axes.pin(axis, reason)
+            elif value is None or not self.shapes.static_entries(name).all():
+                for operand, pattern in zip((*link.inputs, *link.outputs), (*rule.inputs, *rule.outputs), strict=False):
+                    for axis, terms in zip(operand or (), pattern or (), strict=False):
+                        if len(terms) > 1 or value is None:
+                            axes.pin(axis, reason)
+
+    # ------------------------------------------------------------------------------------ groups
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """The groups, sorted by name. Removing any units of any group gives a valid graph."""
+        found: dict[Var, Group] = {}
+        for link in self.links:
+            for name, axis in link.labels.items():
+                for var in axes.free_vars(axis):
+                    if var not in found:
+                        found[var] = Group("", var, [], [])
+                    found[var].links.append((link, name))
+        for axis, reason in self._lossy:
+            for var in axes.free_vars(axis):
+                if reason not in found[var].lossy:
+                    found[var].lossy += (reason,)
+        for link in self.links:
+            for occurrence, axis in self._parameter_axes(link):
+                for var in axes.free_vars(axis):
+                    found[var].occurrences.append(occurrence)
+                    self._siblings(axis, found)
+        groups = [group for group in found.values() if group.occurrences]
+        for group in groups:
+            self._identify(group)
+        groups.sort(key=lambda group: group.name)
+        _make_unique(groups)
+        return groups
+
+    def _parameter_axes(self, link: Link) -> Iterator[tuple[Occurrence, Axis]]:
+        """Every axis of every floating-point constant that the node reads (or makes)."""
+        constant = [bool(name) and self.is_parameter(name) for name in link.node.inputs]
+        if not any(constant):
+            return
+        made = set(pattern_labels(tuple(t for p in link.rule.outputs if p for t in p)))
+        data: set[str] = set()
+        for i, pattern in enumerate(link.rule.inputs[: len(constant)]):
+            if pattern and not constant[i] and link.node.inputs[i]:
+                data.update(pattern_labels(pattern))
+        for i, typed in enumerate(link.inputs):
+            if typed is None or not constant[i]:
+                continue
+            for axis, (kind, terms) in enumerate(zip(typed, link.rule.inputs[i] or (), strict=True)):
+                inside = {name for term in terms for name in term}
+                if not inside & made:
+                    role = "consume"
+                elif inside & data:
+                    role = "gain" if link.rule.gain == i else "shift"
+                else:
+                    role = "produce"
+                yield Occurrence(link.node, i, link.node.inputs[i], axis, role), kind
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor is a floating-point (or quantised) weight: stored, or filled at run time."""
+        tensor = self.model.constants.get(name)
+        if tensor is not None:
+            return len(tensor.dims) > 0
+        producer = self.model.producers.get(name)
+        return producer is not None and producer.op == "ConstantOfShape" and producer.inputs[0] in self.model.constants
+
+    def _siblings(self, axis: Axis, found: Mapping[Var, Group]) -> None:
+        for factors in axes.products(axes.resolve(axis)):
+            members = [found[var] for factor in factors for var in axes.free_vars(factor)]
+            if len({id(m) for m in members}) < 2:
+                continue
+            for rank, group in enumerate(members):
+                group.inner |= rank > 0
+                group.siblings.extend(m for m in members if m is not group and m not in group.siblings)
+
+    def _identify(self, group: Group) -> None:
+        """Name a group after the weight that makes its units, so that node order does not matter."""
+        makers = [o for o in group.occurrences if o.role == "produce"] or group.occurrences
+        first = min(makers, key=lambda o: (o.tensor, o.axis))
+        typed = self.axes_of(first.node, first.input)
+        assert typed is not None
+        axis = typed[first.axis]
+        units = next(units for var, units in axes.unit_maps(axis) if var is group.var)
+        start = int(np.argmax(units == 0))
+        group.stride = max(int((units == 0).sum()), 1)
+        group.name = f"{first.tensor}:{first.axis}"
+        if axes.resolve(axis) is not group.var:
+            last = int(len(units) - np.argmax(units[::-1] == group.size - 1))
+            step = int(np.argmax(units == 1)) - start if group.size > 1 else 1
+            group.name += f"[{start}:{last}:{step}]" if step != 1 else f"[{start}:{last}]"
+
+    @functools.cached_property
+    def pinned(self) -> list[PinnedAxis]:
+        """Axes of weights that cannot be cut (kernel windows and single units aside)."""
+        result = []
+        for link in self.links:
+            for occurrence, axis in self._parameter_axes(link):
+                reasons = [
+                    leaf.reason
+                    for leaf in axes.leaves(axes.resolve(axis))
+                    if isinstance(leaf, Const) and leaf.extent > 1
+                ]
+                if reasons and not any(True for _ in axes.free_vars(axis)) and not _window(reasons[0]):
+                    o = occurrence
+                    result.append(PinnedAxis(o.node, o.tensor, o.axis, axis.extent, reasons[0]))
+        return result
+
+    def to_networkx(self) -> nx.MultiGraph[str]:
+        """Operators and groups as a graph; an edge is an occurrence (tensor, axis, role)."""
+        graph: nx.MultiGraph[str] = nx.MultiGraph()
+        for group in self.groups:
+            graph.add_node(f"group:{group.name}", kind=group.kind, size=group.size)
+            for link, name in group.links:
+                operator = f"node:{link.node.label}"
+                graph.add_node(operator, op=link.node.op)
+                graph.add_edge(f"group:{group.name}", operator, label=name)
+        return graph
+
+
+def _window(reason: Reason) -> bool:
+    return "window" in reason.text
+
+
+def _make_unique(groups: list[Group]) -> None:
+    seen: dict[str, int] = {}
+    for group in groups:
+        count = seen[group.name] = seen.get(group.name, 0) + 1
+        if count > 1:
+            group.name += f"#{count}"

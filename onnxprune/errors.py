@@ -1,0 +1,28 @@
+"""The errors a user meets, and the exit codes of the command line.
+
+0 done · 2 bad input or usage · 3 internal error (a bug: nothing was written) · 4 nothing to prune
+"""
+
+from __future__ import annotations
+
+
+class OnnxPruneError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UserError(OnnxPruneError):
+    """Something about the input, the plan or an option; the message says what to do."""
+
+
+class InternalError(OnnxPruneError):
+    """The tool produced something it cannot stand behind. Please report it."""
+
+    exit_code = 3
+
+
+class NothingToPrune(OnnxPruneError):
+    """Nothing is prunable or nothing was removed; the message counts the reasons."""
+
+    exit_code = 4

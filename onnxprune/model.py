@@ -1,0 +1,385 @@
+"""The only door to ONNX files: load, check, look up, save.
+
+`Model` is a read-only view of a ModelProto: its nodes in a canonical topological order (independent
+of the order in the file), its constants (initializers and Constant nodes) and who reads what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import heapq
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import google.protobuf.message
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+from onnxprune.errors import UserError
+
+Array = npt.NDArray[Any]
+DEFAULT_DOMAINS = ("", "ai.onnx")
+ALIGNMENT = 4096  # of tensors in an external file, so that they can be mapped
+FLOATS = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
+
+
+class Node:
+    """A NodeProto with its attributes parsed once."""
+
+    __slots__ = ("_attributes", "captured", "domain", "index", "inputs", "op", "outputs", "proto")
+
+    def __init__(self, proto: onnx.NodeProto, index: int) -> None:
+        self.proto = proto
+        self.index = index
+        self.op = proto.op_type
+        self.domain = "" if proto.domain == "ai.onnx" else proto.domain
+        self.inputs: tuple[str, ...] = tuple(proto.input)
+        self.outputs: tuple[str, ...] = tuple(proto.output)
+        self._attributes: dict[str, Any] | None = None
+        self.captured: tuple[str, ...] = tuple(sorted(_captured(proto)))
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        if self._attributes is None:
+            self._attributes = {a.name: _attribute(a) for a in self.proto.attribute}
+        return self._attributes
+
+    @property
+    def label(self) -> str:
+        """The name people know the node by; its first output where it has none."""
+        return self.proto.name or next((o for o in self.outputs if o), self.op)
+
+    def __repr__(self) -> str:
+        return f"{self.op} '{self.label}'"
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs held by a node's attributes (If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the node's subgraphs read from outside."""
+    outside: set[str] = set()
+    for graph in subgraphs(node):
+        inside = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+        inside |= {t.values.name for t in graph.sparse_initializer}
+        inside |= {o for n in graph.node for o in n.output}
+        used = {i for n in graph.node for i in n.input if i} | {o.name for o in graph.output}
+        for inner in graph.node:
+            used |= _captured(inner)
+        outside |= used - inside
+    return outside
+
+
+class Model:
+    """A checked view of one ONNX graph. `proto` is never changed through it."""
+
+    def __init__(
+        self, proto: onnx.ModelProto, path: Path | None = None, external: frozenset[str] = frozenset()
+    ) -> None:
+        self.proto = proto
+        self.path = path
+        self.external = external  # initializers that the file stores outside itself
+        graph = proto.graph
+        self._check_versions()
+        self.opsets = {_domain(o.domain): o.version for o in proto.opset_import}
+        self.initializers: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
+        self.nodes: list[Node] = [Node(n, i) for i, n in enumerate(graph.node)]
+        self.inputs = [i for i in graph.input if i.name not in self.initializers]
+        self.outputs = list(graph.output)
+        self.producers: dict[str, Node] = {}
+        self.consumers: dict[str, list[Node]] = {}
+        self._check_names()
+        self.nodes = self._canonical_order()
+        self.constants: dict[str, onnx.TensorProto] = dict(self.initializers)
+        for node in self.nodes:
+            if node.op == "Constant" and node.domain == "":
+                tensor = constant_tensor(node)
+                if tensor is not None:
+                    self.constants[node.outputs[0]] = tensor
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.path else (self.proto.graph.name or "model")
+
+    def opset(self, domain: str = "") -> int:
+        return self.opsets.get(domain, 1)
+
+    def array(self, name: str) -> Array:
+        """The values of a constant."""
+        return to_array(self.constants[name])
+
+    def _check_versions(self) -> None:
+        proto = self.proto
+        if proto.ir_version > onnx.IR_VERSION:
+            self._refuse(f"IR version {proto.ir_version} is newer than {onnx.IR_VERSION}, the newest known; upgrade onnx")
+        if not proto.graph.node and not proto.graph.output:
+            self._refuse("the file holds no graph; is it an ONNX model?")
+        versions = [o.version for o in proto.opset_import if _domain(o.domain) == ""]
+        known = onnx.defs.onnx_opset_version()
+        if any(not 1 <= v <= known for v in versions):
+            self._refuse(f"opset {versions[0]} is unknown (1 to {known} are); convert the model or upgrade onnx")
+
+    def _check_names(self) -> None:
+        """Fill producers and consumers; refuse tensors made twice or never."""
+        graph = self.proto.graph
+        given = {i.name for i in graph.input} | set(self.initializers)
+        given |= {t.values.name for t in graph.sparse_initializer}
+        for node in self.nodes:
+            for output in node.outputs:
+                if not output:
+                    continue
+                if output in self.producers or output in given:
+                    self._refuse(f"tensor '{output}' is produced twice (node '{node.label}'); the graph is invalid")
+                self.producers[output] = node
+            for name in dict.fromkeys((*node.inputs, *node.captured)):
+                if name:
+                    self.consumers.setdefault(name, []).append(node)
+        for name, nodes in self.consumers.items():
+            if name not in given and name not in self.producers:
+                self._refuse(f"node '{nodes[0].label}' reads '{name}', which nothing produces; the graph is invalid")
+        for output in graph.output:
+            if output.name not in given and output.name not in self.producers:
+                self._refuse(f"graph output '{output.name}' is produced by no node; the graph is invalid")
+
+    def _canonical_order(self) -> list[Node]:
+        """Topological order with ties broken by name, so that the file's node order is irrelevant."""
+        seen: set[str] = set()
+        waiting: dict[int, int] = {}
+        ready: list[tuple[str, int]] = []
+        for node in self.nodes:
+            needs = {n for n in (*node.inputs, *node.captured) if n in self.producers}
+            for name in sorted(needs - seen):
+                if self.producers[name].index > node.index:
+                    self._refuse_order(node, name)
+            seen.update(node.outputs)
+            waiting[node.index] = len(needs)
+            if not needs:
+                heapq.heappush(ready, (_order_key(node), node.index))
+        order: list[Node] = []
+        while ready:
+            node = self.nodes[heapq.heappop(ready)[1]]
+            order.append(node)
+            for output in filter(None, node.outputs):
+                for consumer in self.consumers.get(output, ()):
+                    waiting[consumer.index] -= 1
+                    if not waiting[consumer.index]:
+                        heapq.heappush(ready, (_order_key(consumer), consumer.index))
+        if len(order) < len(self.nodes):
+            stuck = next(n for n in self.nodes if waiting[n.index])
+            self._refuse(f"node '{stuck.label}' is part of a cycle; the graph is invalid")
+        return order
+
+    def _refuse_order(self, node: Node, name: str) -> None:
+        self._refuse(
+            f"node '{node.label}' reads '{name}' before it is produced (an unsorted or cyclic graph); "
+            "sort the nodes topologically"
+        )
+
+    def _refuse(self, why: str) -> None:
+        raise UserError(f"{self.name}: {why}")
+
+    def digest(self) -> str:
+        """SHA-256 of the graph and its weights, whatever file layout they are stored in."""
+        digest = hashlib.sha256()
+        skeleton = onnx.ModelProto()
+        copy_without_weights(self.proto, skeleton)
+        digest.update(skeleton.SerializeToString(deterministic=True))
+        for name in sorted(self.initializers):
+            tensor = self.initializers[name]
+            digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|".encode())
+            digest.update(tensor.raw_data or to_array(tensor).tobytes())
+        return digest.hexdigest()
+
+
+def _domain(domain: str) -> str:
+    return "" if domain in DEFAULT_DOMAINS else domain
+
+
+def _order_key(node: Node) -> str:
+    return next((o for o in node.outputs if o), "")
+
+
+def copy_without_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Copy everything but the graph's initializers, without ever copying those."""
+    for field, value in source.ListFields():
+        if field.name != "graph":
+            _copy_field(field, value, target)
+    target.graph.SetInParent()
+    for field, value in source.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(field, value, target.graph)
+
+
+def _copy_field(field: Any, value: Any, target: Any) -> None:
+    if getattr(field, "is_repeated", None) or isinstance(value, (list, tuple)) or hasattr(value, "extend"):
+        getattr(target, field.name).extend(value)
+    elif field.message_type is not None:
+        getattr(target, field.name).CopyFrom(value)
+    else:
+        setattr(target, field.name, value)
+
+
+def to_array(tensor: onnx.TensorProto) -> Array:
+    """The tensor as numpy; bfloat16 and smaller floats as ml_dtypes arrays."""
+    return numpy_helper.to_array(tensor)
+
+
+def constant_tensor(node: Node) -> onnx.TensorProto | None:
+    """The tensor a Constant node holds, or None for strings and sparse values."""
+    for name, value in node.attributes.items():
+        if name == "value":
+            return value if isinstance(value, onnx.TensorProto) else None
+        if name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.asarray(value, dtype=np.float32))
+        if name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.asarray(value, dtype=np.int64))
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read an ONNX file, external data included.
+
+    Raises `UserError` for anything that is not a readable, sound ONNX model. External data may only
+    lie inside the model's own folder (links, absolute paths and `..` are refused).
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {os.strerror(error.errno or 0)}; give the path of an .onnx file") from None
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except google.protobuf.message.DecodeError:
+        raise UserError(f"{path}: not an ONNX model, or cut short ({len(data):,} bytes); export or copy it again") from None
+    del data
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise UserError(f"{path}: not an ONNX model (it holds no graph); give the path of an .onnx file")
+    return Model(proto, path, _load_external(proto, path))
+
+
+def _load_external(proto: onnx.ModelProto, path: Path) -> frozenset[str]:
+    names = set()
+    for tensor in external_tensors(proto):
+        names.add(tensor.name)
+        info = external_data_helper.ExternalDataInfo(tensor)
+        target = path.parent / info.location
+        if not info.location or not target.exists():
+            raise UserError(
+                f"{path}: the external data file '{info.location}' of tensor '{tensor.name}' is missing; "
+                "put it beside the model"
+            )
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, ValueError, OSError) as error:
+            detail = str(error).strip().splitlines()[0][:160]
+            raise UserError(
+                f"{path}: external data '{info.location}' of tensor '{tensor.name}' cannot be read: {detail}; "
+                "it must be a plain file (no link) inside the model's folder"
+            ) from None
+        if len(tensor.raw_data) != expected_bytes(tensor):
+            raise UserError(
+                f"{path}: external data '{info.location}' holds {len(tensor.raw_data):,} bytes for tensor "
+                f"'{tensor.name}', which needs {expected_bytes(tensor):,}; the file is damaged"
+            )
+    return frozenset(names)
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor stored outside the file."""
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if external_data_helper.uses_external_data(tensor):
+            yield tensor
+
+
+def expected_bytes(tensor: onnx.TensorProto) -> int:
+    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.FLOAT4E2M1: 4}.get(tensor.data_type)
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    if bits:
+        return (count * bits + 7) // 8
+    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place only if the block succeeds."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent or Path())
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there ({os.strerror(error.errno or 0)})") from None
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{path}: the disk is full; nothing was written") from None
+        raise UserError(f"{path}: cannot write ({os.strerror(error.errno or 0)}); nothing was written") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(
+    proto: onnx.ModelProto, path: str | os.PathLike[str], external: frozenset[str] = frozenset()
+) -> int:
+    """Write a model; the file appears whole or not at all. Returns the bytes written.
+
+    The initializers named in `external` go to `<file name>.data` beside it.
+    """
+    path = Path(path)
+    if not external:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            return file.write(proto.SerializeToString(deterministic=True))
+    data_path = path.with_name(path.name + ".data")
+    shell = onnx.ModelProto()
+    copy_without_weights(proto, shell)
+    offset = 0
+    with atomic(data_path) as data_file, atomic(path) as model_file:
+        with data_file.open("wb") as file:
+            for tensor in proto.graph.initializer:
+                copy = shell.graph.initializer.add()
+                if tensor.name not in external:
+                    copy.CopyFrom(tensor)
+                    continue
+                raw = tensor.raw_data
+                offset += file.write(b"\0" * (-offset % ALIGNMENT))
+                copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+                copy.dims.extend(tensor.dims)
+                copy.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in (("location", data_path.name), ("offset", offset), ("length", len(raw))):
+                    copy.external_data.add(key=key, value=str(value))
+                offset += file.write(raw)
+        with model_file.open("wb") as file:
+            return file.write(shell.SerializeToString(deterministic=True)) + offset

@@ -1,0 +1,53 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+from onnxprune.ops.spec import NodeView, Rule, Sample, names, op, pins
+
+
+def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    rank = node.rank() - 2
+    return names("h", rank), names("p", rank), names("y", rank)
+
+
+@op(
+    "Conv",
+    since=1,
+    samples=[
+        Sample(((2, 6, 5, 5), (8, 6, 3, 3), (8,))),
+        Sample(((2, 6, 5, 5), (9, 2, 3, 3), (9,)), {"group": 3, "pads": [1, 1, 1, 1]}),
+        Sample(((2, 6, 7), (12, 1, 3)), {"group": 6, "strides": [2]}),
+        Sample(((1, 4, 5, 5, 5), (6, 4, 3, 3, 3), (6,)), {"dilations": [2, 2, 2]}),
+    ],
+)
+def conv(node: NodeView) -> Rule:
+    h, p, y = _spatial(node)
+    return Rule.of(
+        f"n (g i) {' '.join(h)}, (g o) i {' '.join(p)}, (g o) -> n (g o) {' '.join(y)}",
+        sizes={"g": int(node.attr("group", 1))},
+        attributes={"group": "g"},
+        pinned=pins((*h, *p, *y), "kernel window"),
+        macs=("n", "g", "o", "i", *p, *y),
+        linear=(1, 2),
+    )
+
+
+@op(
+    "ConvTranspose",
+    since=1,
+    samples=[
+        Sample(((2, 6, 4, 4), (6, 5, 2, 2), (5,)), {"strides": [2, 2]}),
+        Sample(((2, 6, 4, 4), (6, 3, 3, 3), (6,)), {"group": 2}),
+        Sample(((2, 6, 7), (6, 1, 3)), {"group": 6, "output_padding": [1], "strides": [2]}),
+    ],
+)
+def conv_transpose(node: NodeView) -> Rule:
+    h, p, y = _spatial(node)
+    return Rule.of(
+        f"n (g i) {' '.join(h)}, (g i) o {' '.join(p)}, (g o) -> n (g o) {' '.join(y)}",
+        sizes={"g": int(node.attr("group", 1))},
+        attributes={"group": "g"},
+        pinned=pins((*h, *p, *y), "kernel window"),
+        macs=("n", "g", "o", "i", *p, *h),
+        linear=(1, 2),
+    )

@@ -1,0 +1,106 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from onnxprune.ops.spec import (
+    AxisPattern,
+    NodeView,
+    Pattern,
+    Pinned,
+    Rule,
+    Sample,
+    label,
+    op,
+)
+
+
+@op(
+    "Gemm",
+    samples=[
+        Sample(((3, 4), (4, 5), (5,))),
+        Sample(((4, 3), (5, 4), (1, 5)), {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0}),
+        Sample(((3, 4), (5, 4), (3, 1)), {"transB": 1}),
+        Sample(((3, 4), (4, 5), (3, 5))),
+        Sample(((3, 4), (4, 5))),
+    ],
+)
+def gemm(node: NodeView) -> Rule:
+    a = "k m" if node.attr("transA", 0) else "m k"
+    b = "n k" if node.attr("transB", 0) else "k n"
+    rule = Rule.of(f"{a}, {b} -> m n", macs=("m", "k", "n"), linear=(1, 2))
+    if not node.has(2):
+        return rule
+    shape, out = node.shape(2), node.out_shape()
+    bias: list[AxisPattern] = []
+    for i, size in enumerate(shape):
+        axis = i + 2 - len(shape)
+        bias.append(label("mn"[axis] if size == out[axis] else f"one{i}"))
+    return Rule(
+        (*rule.inputs, tuple(bias)), rule.outputs, macs=rule.macs, linear=rule.linear
+    )
+
+
+@op(
+    "MatMul",
+    since=1,
+    samples=[
+        Sample(((2, 3, 4), (4, 5))),
+        Sample(((2, 6, 3, 4), (2, 6, 4, 5))),
+        Sample(((5, 4), (2, 4, 3))),
+        Sample(((2, 1, 3, 4), (6, 4, 5))),
+        Sample(((4,), (4, 5))),
+        Sample(((3, 4), (4,))),
+    ],
+)
+def matmul(node: NodeView) -> Rule:
+    a, b = node.shape(0), node.shape(1)
+    row: Pattern = () if len(a) == 1 else (label("m"),)
+    column: Pattern = () if len(b) == 1 else (label("n"),)
+    depth = max(len(a), len(b)) - 2
+    left, right, out = [], [], []
+    for j in range(depth):
+        x = a[j - depth - 2] if len(a) >= depth - j + 2 else None
+        y = b[j - depth - 2] if len(b) >= depth - j + 2 else None
+        size = max(x or 1, y or 1)
+        out.append(label(f"b{j}"))
+        if x is not None:
+            left.append(label(f"b{j}" if x == size else f"a_one{j}"))
+        if y is not None:
+            right.append(label(f"b{j}" if y == size else f"b_one{j}"))
+    return Rule(
+        (
+            (*left, *row, label("k")),
+            (*right, label("k"), *column) if len(b) > 1 else (label("k"),),
+        ),
+        ((*out, *row, *column),),
+        macs=(*(f"b{j}" for j in range(depth)), *("m" for _ in row), "k", *("n" for _ in column)),
+        linear=(1, 2) if len(b) > 1 else None,
+    )
+
+
+@op(
+    "Einsum",
+    since=12,
+    samples=[
+        Sample(((2, 4, 3, 3), (5, 4)), {"equation": "bchw,oc->bohw"}),
+        Sample(((2, 3, 4), (4, 5)), {"equation": "bij,jk"}),
+        Sample(((2, 3, 4, 5), (2, 6, 4, 5)), {"equation": "bihd,bjhd->bhij"}),
+        Sample(((3, 4),), {"equation": "ij->i"}),
+    ],
+)
+def einsum(node: NodeView) -> Rule | Pinned:
+    equation = str(node.attr("equation", "")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    operands = left.split(",")
+    if "." in equation:
+        return Pinned("its equation has an ellipsis")
+    if any(len(set(operand)) < len(operand) for operand in operands):
+        return Pinned("its equation repeats a label in one operand (a diagonal)")
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    labels = tuple(dict.fromkeys("".join(operands)))
+    return Rule(
+        tuple(tuple(label(c) for c in operand) for operand in operands),
+        (tuple(label(c) for c in right),),
+        macs=labels if len(operands) > 1 else (),
+    )

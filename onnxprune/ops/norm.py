@@ -1,0 +1,141 @@
+"""Normalisations. A statistic taken over an axis makes that axis lossy."""
+
+from __future__ import annotations
+
+from onnxprune.ops.spec import (
+    NodeView,
+    Pattern,
+    Pinned,
+    Rule,
+    Sample,
+    label,
+    names,
+    op,
+    pins,
+)
+
+STATISTIC = "a statistic is taken over this axis"
+
+
+@op(
+    "BatchNormalization",
+    samples=[
+        Sample(((2, 4, 3, 3), (4,), (4,), (4,), (4,))),
+        Sample(((3, 4), (4,), (4,), (4,), (4,)), opset=9),
+        Sample(((2, 4, 3), (4,), (4,), (4,), (4,)), {"spatial": 1}, opset=8),
+    ],
+)
+def batch_normalization(node: NodeView) -> Rule | Pinned:
+    if node.attr("training_mode", 0):
+        return Pinned("it is in training mode")
+    if node.opset < 9 and not node.attr("spatial", 1):
+        return Pinned("spatial=0 keeps statistics per position")
+    space = " ".join(names("s", node.rank() - 2))
+    return Rule.of(f"n c {space}, c, c, c, c -> n c {space}", gain=1)
+
+
+@op("InstanceNormalization", samples=[Sample(((2, 4, 3, 3), (4,), (4,)))])
+def instance_normalization(node: NodeView) -> Rule:
+    axes = names("s", node.rank() - 2)
+    space = " ".join(axes)
+    return Rule.of(f"n c {space}, c, c -> n c {space}", gain=1, lossy=pins(axes, STATISTIC))
+
+
+@op(
+    "LayerNormalization",
+    "RMSNormalization",
+    samples=[
+        Sample(((2, 3, 4), (4,))),
+        Sample(((2, 3, 4), (3, 4)), {"axis": 1}),
+    ],
+)
+def layer_normalization(node: NodeView) -> Rule:
+    rank = node.rank()
+    first = node.axis(node.attr("axis", -1))
+    axes = names("a", rank)
+    data: Pattern = tuple(label(a) for a in axes)
+
+    def parameter(i: int) -> Pattern:
+        shape = node.shape(i)
+        shift = rank - len(shape)
+        return tuple(
+            label(axes[j + shift] if size == node.shape()[j + shift] else f"one{i}_{j}")
+            for j, size in enumerate(shape)
+        )
+
+    statistic = tuple(label(a) if j < first else label(f"one_{j}") for j, a in enumerate(axes))
+    return Rule(
+        (data, *(parameter(i) for i in range(1, len(node.shapes)) if node.has(i))),
+        (data, statistic, statistic),
+        gain=1,
+        lossy=pins(axes[first:], STATISTIC),
+    )
+
+
+@op(
+    "GroupNormalization",
+    since=18,
+    samples=[
+        Sample(((2, 6, 3, 3), (3,), (3,)), {"num_groups": 3}, opset=18),
+        Sample(((2, 6, 3, 3), (6,), (6,)), {"num_groups": 3}, opset=21),
+    ],
+)
+def group_normalization(node: NodeView) -> Rule:
+    axes = names("s", node.rank() - 2)
+    space = " ".join(axes)
+    vector = "(g c)" if node.opset >= 21 else "g"
+    return Rule.of(
+        f"n (g c) {space}, {vector}, {vector} -> n (g c) {space}",
+        sizes={"g": int(node.attr("num_groups"))},
+        attributes={"num_groups": "g"},
+        gain=1,
+        lossy=pins(("c", *axes), STATISTIC),
+    )
+
+
+@op("LRN", since=1, samples=[Sample(((2, 6, 3, 3),), {"size": 3, "alpha": 0.5})])
+def lrn(node: NodeView) -> Rule:
+    space = " ".join(names("s", node.rank() - 2))
+    return Rule.of(f"n c {space} -> n c {space}", lossy={"c": "its window spans neighbouring channels"})
+
+
+@op(
+    "MeanVarianceNormalization",
+    since=9,
+    samples=[Sample(((2, 4, 3, 3),)), Sample(((2, 4, 3, 3),), {"axes": [1]})],
+)
+def mean_variance_normalization(node: NodeView) -> Rule:
+    axes = names("a", node.rank())
+    over = [axes[node.axis(a)] for a in node.attr("axes", [0, 2, 3])]
+    text = " ".join(axes)
+    return Rule.of(f"{text} -> {text}", lossy=pins(over, STATISTIC))
+
+
+@op("LpNormalization", since=1, samples=[Sample(((2, 4, 3),), {"axis": 1, "p": 2})])
+def lp_normalization(node: NodeView) -> Rule:
+    axes = names("a", node.rank())
+    text = " ".join(axes)
+    return Rule.of(f"{text} -> {text}", lossy={axes[node.axis(node.attr("axis", -1))]: STATISTIC})
+
+
+@op(
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    since=1,
+    samples=[
+        Sample(((2, 4, 3),), {"axis": 1}),
+        Sample(((2, 4, 3),)),
+        Sample(((2, 4, 3),), {"axis": 1}, opset=11),
+    ],
+)
+def softmax(node: NodeView) -> Rule:
+    axes = names("a", node.rank())
+    if node.opset >= 13:
+        over = [axes[node.axis(node.attr("axis", -1))]]
+    else:  # the input was seen as a matrix, cut in two at `axis`
+        over = list(axes[node.axis(node.attr("axis", 1)) :])
+    text = " ".join(axes)
+    return Rule.of(f"{text} -> {text}", pinned=pins(over, "softmax axis"))
+
+

@@ -1,0 +1,110 @@
+"""Pooling, resizing and sampling over space."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.ops.spec import (
+    Array,
+    NodeView,
+    Pinned,
+    Resize,
+    Rule,
+    Sample,
+    label,
+    names,
+    op,
+    pins,
+)
+
+
+@op(
+    "AveragePool",
+    "MaxPool",
+    "LpPool",
+    since=1,
+    samples=[
+        Sample(((2, 4, 6, 6),), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        Sample(((2, 4, 7),), {"kernel_shape": [3], "pads": [1, 1]}),
+    ],
+)
+def pool(node: NodeView) -> Rule | Pinned:
+    if len(node.out_shapes) > 1 and node.out_shapes[1] is not None:
+        return Pinned("it returns positions that count over all channels")
+    h, y = names("h", node.rank() - 2), names("y", node.rank() - 2)
+    return Rule.of(
+        f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins((*h, *y), "pooling window")
+    )
+
+
+@op(
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    since=1,
+    samples=[Sample(((2, 4, 6, 6),)), Sample(((2, 4, 5),))],
+)
+def global_pool(node: NodeView) -> Rule:
+    h, y = names("h", node.rank() - 2), names("one", node.rank() - 2)
+    return Rule.of(
+        f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins(h, "pooled as a whole")
+    )
+
+
+@op(
+    "Resize",
+    "Upsample",
+    samples=[
+        Sample(((2, 4, 3, 3), None, np.array([1, 1, 2, 2], np.float32))),
+        Sample(((2, 4, 3, 3), None, None, np.array([2, 4, 5, 7]))),
+        Sample(((2, 4, 3, 3), np.array([1, 1, 2, 2], np.float32)), opset=10),
+    ],
+)
+def resize(node: NodeView) -> Rule | Pinned:
+    if node.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return Pinned("it crops while resizing")
+    if node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return Pinned("its aspect ratio policy ties the axes together")
+    shape, out = node.shape(), node.out_shape()
+    given = [node.axis(a) for a in node.attr("axes", range(len(shape)))]
+    scales = dict(zip(given, _scales(node), strict=False))
+    left, right, pinned = [], [], {}
+    for i, (size, new) in enumerate(zip(shape, out, strict=True)):
+        if size == new and scales.get(i, 1) == 1:
+            left.append(label(f"a{i}"))
+            right.append(label(f"a{i}"))
+        else:
+            pinned |= pins((f"h{i}", f"y{i}"), "resized")
+            left.append(label(f"h{i}"))
+            right.append(label(f"y{i}"))
+
+    def sizes(change: Resize) -> dict[int | str, Array | None]:
+        if not node.has(3):
+            return {}
+        return {3: np.array([change.output()[axis] for axis in given], dtype=np.int64)}
+
+    return Rule((tuple(left), None, None, None), (tuple(right),), pinned=pinned, resize=sizes)
+
+
+def _scales(node: NodeView) -> list[float]:
+    """The scale factors; empty where `sizes` are given instead."""
+    if node.op == "Upsample" and node.opset < 9:
+        return list(node.attr("scales"))
+    if node.op == "Upsample" or node.opset < 11:
+        value = node.value(1)
+    else:
+        value = None if node.has(3) else node.value(2)
+    return [] if value is None else [float(v) for v in value.ravel()]
+
+
+@op(
+    "GridSample",
+    since=16,
+    samples=[Sample(((2, 3, 4, 4), np.zeros((2, 5, 6, 2), np.float32)))],
+)
+def grid_sample(node: NodeView) -> Rule:
+    h, y = names("h", node.rank() - 2), names("y", node.rank() - 2)
+    out = " ".join(y)
+    return Rule.of(
+        f"n c {' '.join(h)}, n {out} xy -> n c {out}", pinned=pins((*h, "xy"), "sampled by position")
+    )

@@ -1,0 +1,109 @@
+"""What to change, as data: a plan is made on one model, read by people, replayed bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep these units of a group of `size`; the others go, wherever the group occurs."""
+
+    group: str
+    size: int
+    units: tuple[int, ...]
+    kind: str = "exact"
+    reason: str = ""
+
+    @property
+    def removed(self) -> int:
+        return self.size - len(self.units)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits for the model with this digest (`Model.digest`); `options` says how they were chosen."""
+
+    model: str
+    edits: tuple[Keep, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        edits = [
+            {
+                "keep": edit.group,
+                "of": edit.size,
+                "units": format_units(edit.units),
+                "kind": edit.kind,
+                "reason": edit.reason,
+            }
+            for edit in self.edits
+        ]
+        document = {
+            "onnxprune-plan": FORMAT,
+            "model": self.model,
+            "options": dict(self.options),
+            "edits": edits,
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, name: str = "plan") -> Plan:
+        """Read a plan; raises `UserError` where it is not one."""
+        try:
+            document = json.loads(text)
+            if document["onnxprune-plan"] != FORMAT:
+                raise UserError(
+                    f"{name}: plan format {document['onnxprune-plan']!r} is unknown; make the plan again"
+                )
+            edits = tuple(_edit(entry) for entry in document["edits"])
+            return Plan(str(document["model"]), edits, dict(document.get("options", {})))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{name}: not a plan ({type(error).__name__}: {error}); make one with `onnxprune plan`"
+            ) from None
+
+    @staticmethod
+    def load(path: Path) -> Plan:
+        try:
+            return Plan.from_json(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a plan") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a plan (it is not text); make one with `onnxprune plan`") from None
+
+
+def _edit(entry: Mapping[str, Any]) -> Keep:
+    size = int(entry["of"])
+    units = parse_units(entry["units"])
+    if not units or units[0] < 0 or units[-1] >= size or len(set(units)) != len(units):
+        raise ValueError(f"units {entry['units']!r} of group {entry['keep']!r} do not lie in 0-{size - 1}")
+    return Keep(str(entry["keep"]), size, units, str(entry.get("kind", "exact")), str(entry.get("reason", "")))
+
+
+def format_units(units: Iterable[int]) -> str:
+    """Units as ranges: (0, 1, 2, 5) -> '0-2,5'."""
+    array = np.asarray(tuple(units), dtype=np.int64)
+    runs = np.split(array, np.flatnonzero(np.diff(array) != 1) + 1)
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs if len(r))
+
+
+def parse_units(text: str) -> tuple[int, ...]:
+    """The inverse of `format_units`; sorted."""
+    units: list[int] = []
+    for part in str(text).split(","):
+        low, dash, high = part.strip().partition("-")
+        if int(high or low) - int(low) > 10**7:
+            raise ValueError(f"range {part!r} is too long")
+        units.extend(range(int(low), int(high or low) + 1) if dash else [int(low)])
+    return tuple(sorted(units))

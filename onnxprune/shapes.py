@@ -1,0 +1,275 @@
+"""Concrete shapes and integer values of every tensor, at chosen sizes of the dynamic dimensions.
+
+Dynamic dimensions get unusual sizes (3, 7, 224 and 160, ...), so that none is mistaken for a product
+of others, and a second set of sizes tells static extents from dynamic ones. onnx's own inference does
+most; what it leaves open is filled node by node, with integer shape arithmetic evaluated on the way,
+and at last by one run in onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
+from onnxprune.ops import NodeView, Unknown, lookup
+from onnxprune.ops.spec import Shape
+
+SMALL = 4096  # elements of integer tensors whose values are followed
+SMALL_FLOAT = 64
+Sizes = Mapping[str, int]
+
+
+@dataclass
+class Shapes:
+    """Shapes and known values at one assignment of sizes; `other` holds those at a second one."""
+
+    sizes: Sizes
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    other: Shapes | None = None
+
+    def is_dynamic(self, name: str, axis: int) -> bool:
+        """Whether the extent changes with the sizes of the inputs."""
+        if self.other is None:
+            return False
+        shape, other = self.shapes.get(name), self.other.shapes.get(name)
+        return shape is None or other is None or len(shape) != len(other) or shape[axis] != other[axis]
+
+    def static_entries(self, name: str) -> Array:
+        """Mask over a known integer value: which entries do not depend on the inputs' sizes."""
+        value = self.values[name]
+        if self.other is None:
+            return np.ones(value.shape, dtype=bool)
+        other = self.other.values.get(name)
+        if other is None or other.shape != value.shape:
+            return np.zeros(value.shape, dtype=bool)
+        return np.asarray(value == other)
+
+    def view(self, model: Model, node: Node) -> NodeView:
+        """The node as its declaration sees it."""
+
+        def value(i: int) -> Array | None:
+            return self.values.get(node.inputs[i])
+
+        return NodeView(
+            node.op,
+            model.opset(node.domain),
+            node.attributes,
+            tuple(self.shapes.get(i) if i else None for i in node.inputs),
+            tuple(self.shapes.get(o) if o else None for o in node.outputs),
+            value,
+        )
+
+
+def analyse(model: Model) -> Shapes:
+    """Shapes at the first assignment of sizes that is consistent, with a second one beside it."""
+    keys = dynamic_dims(model)
+    base = skeleton(model)
+    first: Shapes | None = None
+    for sizes in assignments(keys):
+        proto = _infer(base, model, sizes, strict=True)
+        if proto is None:
+            continue
+        shapes = _complete(model, proto, sizes)
+        if first is None:
+            first = shapes
+            if not keys:
+                return first
+        elif all(sizes[k] != first.sizes[k] for k in keys):
+            first.other = shapes
+            return first
+    if first is None:  # no assignment satisfies strict inference: take what can be had
+        sizes = next(assignments(keys))
+        proto = _infer(base, model, sizes, strict=False)
+        first = _complete(model, proto or base, sizes)
+    if keys and first.other is None:
+        first.other = Shapes(first.sizes)  # nothing is known to be static
+    return first
+
+
+def dynamic_dims(model: Model) -> dict[str, str]:
+    """Names of the inputs' dynamic dimensions -> what they are taken for: batch, space or length."""
+    keys: dict[str, str] = {}
+    for value in model.inputs:
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+                kind = "batch" if axis == 0 else "space" if len(dims) >= 4 else "length"
+                keys.setdefault(dim_key(value.name, axis, dim), kind)
+    return keys
+
+
+def dim_key(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:
+    return dim.dim_param or f"{name}.{axis}"
+
+
+_PROFILES = (
+    {"batch": (3,), "space": (224, 160, 96), "length": (7, 11, 13)},
+    {"batch": (2,), "space": (160, 224, 128), "length": (9, 10, 14)},
+    {"batch": (3,), "space": (224,), "length": (16,)},
+    {"batch": (2,), "space": (160,), "length": (24,)},
+    {"batch": (1,), "space": (224,), "length": (64,)},
+    {"batch": (1,), "space": (320,), "length": (128,)},
+    {"batch": (1,), "space": (28,), "length": (1,)},
+)
+
+
+def assignments(keys: Mapping[str, str]) -> Iterator[dict[str, int]]:
+    """Sizes to try for the dynamic dimensions, most telling first."""
+    for profile in _PROFILES:
+        used = dict.fromkeys(profile, 0)
+        sizes = {}
+        for key, kind in keys.items():
+            choices = profile[kind]
+            sizes[key] = choices[used[kind] % len(choices)]
+            used[kind] += 1
+        yield sizes
+
+
+def skeleton(model: Model) -> onnx.ModelProto:
+    """The model with its large constants turned into typed inputs: cheap to infer shapes on."""
+    proto = onnx.ModelProto()
+    copy_without_weights(model.proto, proto)
+    graph = proto.graph
+    del graph.value_info[:]
+    for output in graph.output:
+        output.type.tensor_type.ClearField("shape")
+    listed = {i.name for i in graph.input}
+    heavy = {name for name, t in model.constants.items() if not _followed(t)}
+    nodes = [n for n in graph.node if not (n.op_type == "Constant" and n.output[0] in heavy)]
+    if len(nodes) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(nodes)
+    for name, tensor in model.constants.items():
+        if name in heavy:
+            if name not in listed:
+                graph.input.append(
+                    onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+                )
+        elif name in model.initializers:
+            graph.initializer.append(tensor)
+    return proto
+
+
+def _followed(tensor: onnx.TensorProto) -> bool:
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    return count <= (SMALL_FLOAT if tensor.data_type in FLOATS else SMALL)
+
+
+def _infer(base: onnx.ModelProto, model: Model, sizes: Sizes, strict: bool) -> onnx.ModelProto | None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(base)
+    known = set(model.constants)
+    for value in proto.graph.input:
+        if value.name in known:
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+                dim.dim_value = sizes[dim_key(value.name, axis, dim)]
+    try:
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+        return None
+
+
+def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
+    """Follow the graph once: take what inference found, evaluate integers, fill holes node by node."""
+    graph = inferred.graph
+    types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
+    result = Shapes(sizes)
+    for name, type_ in types.items():
+        if (shape := _shape(type_)) is not None:
+            result.shapes[name] = shape
+    for name, tensor in model.constants.items():
+        result.shapes[name] = tuple(tensor.dims)
+        if _followed(tensor):
+            result.values[name] = model.array(name)
+    elements = {n: t.data_type for n, t in model.constants.items()}
+    for node in model.nodes:
+        if node.outputs and node.outputs[0] in model.constants:
+            continue
+        spec = lookup(node.domain, node.op, model.opset(node.domain))
+        missing = any(o and o not in result.shapes for o in node.outputs)
+        if missing:
+            _infer_node(model, node, result, types, elements)
+        if spec is not None and spec.evaluate is not None:
+            _evaluate(model, node, result)
+    return result
+
+
+def _shape(type_: onnx.TypeProto) -> Shape | None:
+    if not type_.HasField("tensor_type") or not type_.tensor_type.HasField("shape"):
+        return None
+    dims = type_.tensor_type.shape.dim
+    if any(not d.HasField("dim_value") or d.dim_value < 0 for d in dims):
+        return None
+    return tuple(d.dim_value for d in dims)
+
+
+def _evaluate(model: Model, node: Node, result: Shapes) -> None:
+    """Integer shape arithmetic: the values of a node whose inputs are all known and small."""
+    shape_only = node.op in ("Shape", "Size")
+    if not shape_only and any(i and i not in result.values for i in node.inputs):
+        return
+    spec = lookup(node.domain, node.op, model.opset(node.domain))
+    assert spec is not None
+    assert spec.evaluate is not None
+    inputs = [] if shape_only else [result.values[i] if i else None for i in node.inputs]
+    try:
+        if node.op == "ConstantOfShape" and node.outputs[0] not in result.shapes:
+            result.shapes[node.outputs[0]] = tuple(int(v) for v in np.ravel(inputs[0]))  # type: ignore[arg-type]
+        known = result.shapes.get(node.outputs[0])
+        if known is not None and np.prod(known, dtype=np.int64) > SMALL:
+            return
+        outputs = spec.evaluate(result.view(model, node), inputs)
+    except (Unknown, ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError):
+        return
+    for name, value in zip(node.outputs, outputs, strict=False):
+        if name and value.size <= SMALL:
+            result.values[name] = value
+            result.shapes[name] = value.shape
+
+
+def _infer_node(
+    model: Model,
+    node: Node,
+    result: Shapes,
+    types: dict[str, onnx.TypeProto],
+    elements: Mapping[str, int],
+) -> None:
+    """Shape inference of one node, with the values found so far."""
+    try:
+        schema = onnx.defs.get_schema(node.op, model.opset(node.domain), node.domain)
+    except onnx.defs.SchemaError:
+        return
+    inputs: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for name in dict.fromkeys((*node.inputs, *node.captured)):
+        if not name:
+            continue
+        element = elements.get(name) or (types[name].tensor_type.elem_type if name in types else 0)
+        if not element:
+            return
+        inputs[name] = onnx.helper.make_tensor_type_proto(element, result.shapes.get(name))
+        if name in result.values:
+            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(result.values[name]), name)
+    try:
+        outputs = onnx.shape_inference.infer_node_outputs(
+            schema,
+            node.proto,
+            inputs,
+            data,
+            opset_imports=list(model.proto.opset_import),
+            ir_version=model.proto.ir_version,
+        )
+    except (onnx.shape_inference.InferenceError, KeyError, RuntimeError, ValueError):
+        return
+    for name, type_ in outputs.items():
+        if name not in types or not types[name].HasField("tensor_type"):
+            types[name] = type_
+        if (shape := _shape(type_)) is not None:
+            result.shapes.setdefault(name, shape)
