@@ -37,16 +37,17 @@ class Link:
     take: Take | None = None
 
     def contracted(self) -> Iterator[str]:
-        """Labels that the node sums over: in an input, in no output."""
+        """Labels that the node sums over: in an input, in no output (parts sliced off aside)."""
         kept = {name for pattern in self.rule.outputs if pattern for name in pattern_labels(pattern)}
         if self.take is not None:
             kept.add(f"a{self.take.axis}")
         seen: set[str] = set()
         for pattern in self.rule.inputs:
-            for name in pattern_labels(pattern or ()):
-                if name not in kept and name not in seen and name not in self.rule.lossy:
-                    seen.add(name)
-                    yield name
+            for terms in pattern or ():
+                for name in terms[0] if len(terms) == 1 else ():
+                    if name not in kept and name not in seen and name not in self.rule.lossy:
+                        seen.add(name)
+                        yield name
 
     def operands(self, name: str) -> Iterator[tuple[int, int]]:
         """(input, axis) of every occurrence of a label among the inputs."""
@@ -66,8 +67,8 @@ def pattern_labels(pattern: Pattern) -> Iterator[str]:
 class Occurrence:
     """A group on one axis of a constant.
 
-    role: `produce` (the constant makes these units), `consume` (it reads them), `gain` (the scale of
-    a normalisation) or `shift` (any other vector that acts on each of them).
+    role: `produce` (a filter or matrix that makes these units), `consume` (one that reads them),
+    `gain` (the scale of a normalisation) or `shift` (any other vector that acts on each unit).
     """
 
     node: Node
@@ -219,6 +220,10 @@ class DependencyGraph:
                     self._uses[node.index, i] = self.types[name] or []
 
     def _link_rule(self, node: Node, rule: Rule) -> None:
+        for name in node.outputs:
+            if name and self._shape(name) is None:
+                self._pin_node(node, f"the shape of '{name}' is unknown")
+                return
         labels: dict[str, Axis] = {}
         inputs: list[list[Axis] | None] = []
         pending: list[tuple[int, Pattern]] = []
@@ -353,7 +358,7 @@ class DependencyGraph:
         if source is None and node.inputs[0] in self.model.constants and shape is not None:
             source = [axes.fresh(size) for size in shape]
             self._store(node, 0, source)
-        if source is None:
+        if source is None or self._shape(node.outputs[0]) is None:
             self._pin_node(node, f"the shape of '{node.inputs[0]}' is unknown")
             return
         for i in range(1, len(node.inputs)):
@@ -409,10 +414,11 @@ class DependencyGraph:
                 if reason not in found[var].lossy:
                     found[var].lossy += (reason,)
         for link in self.links:
-            for occurrence, axis in self._parameter_axes(link):
+            for occurrence, axis in self._occurrences(link):
                 for var in axes.free_vars(axis):
                     found[var].occurrences.append(occurrence)
-                    self._siblings(axis, found)
+            for _, _, _, axis in self._parameters(link):
+                self._siblings(axis, found)
         groups = [group for group in found.values() if group.occurrences]
         for group in groups:
             self._identify(group)
@@ -420,28 +426,26 @@ class DependencyGraph:
         _make_unique(groups)
         return groups
 
-    def _parameter_axes(self, link: Link) -> Iterator[tuple[Occurrence, Axis]]:
-        """Every axis of every floating-point constant that the node reads (or makes)."""
-        constant = [bool(name) and self.is_parameter(name) for name in link.node.inputs]
-        if not any(constant):
-            return
-        made = set(pattern_labels(tuple(t for p in link.rule.outputs if p for t in p)))
-        data: set[str] = set()
-        for i, pattern in enumerate(link.rule.inputs[: len(constant)]):
-            if pattern and not constant[i] and link.node.inputs[i]:
-                data.update(pattern_labels(pattern))
+    def _parameters(self, link: Link) -> Iterator[tuple[int, int, AxisPattern, Axis]]:
+        """(input, axis, pattern, type) of every axis of every weight that the node reads."""
         for i, typed in enumerate(link.inputs):
-            if typed is None or not constant[i]:
-                continue
-            for axis, (kind, terms) in enumerate(zip(typed, link.rule.inputs[i] or (), strict=True)):
-                inside = {name for term in terms for name in term}
-                if not inside & made:
+            if typed is not None and self.is_parameter(link.node.inputs[i]):
+                for axis, (kind, terms) in enumerate(zip(typed, link.rule.inputs[i] or (), strict=True)):
+                    yield i, axis, terms, kind
+
+    def _occurrences(self, link: Link) -> Iterator[tuple[Occurrence, Axis]]:
+        made = {name for pattern in link.rule.outputs if pattern for name in pattern_labels(pattern)}
+        for i, axis, terms, _ in self._parameters(link):
+            tensor = link.node.inputs[i]
+            vector = sum(size > 1 for size in self._shape(tensor) or ()) <= 1
+            for name in pattern_labels((terms,)):
+                if name not in made:
                     role = "consume"
-                elif inside & data:
+                elif vector:
                     role = "gain" if link.rule.gain == i else "shift"
                 else:
                     role = "produce"
-                yield Occurrence(link.node, i, link.node.inputs[i], axis, role), kind
+                yield Occurrence(link.node, i, tensor, axis, role), link.labels[name]
 
     def is_parameter(self, name: str) -> bool:
         """Whether a tensor is a floating-point (or quantised) weight: stored, or filled at run time."""
@@ -481,15 +485,15 @@ class DependencyGraph:
         """Axes of weights that cannot be cut (kernel windows and single units aside)."""
         result = []
         for link in self.links:
-            for occurrence, axis in self._parameter_axes(link):
+            for i, number, _, axis in self._parameters(link):
                 reasons = [
                     leaf.reason
                     for leaf in axes.leaves(axes.resolve(axis))
                     if isinstance(leaf, Const) and leaf.extent > 1
                 ]
                 if reasons and not any(True for _ in axes.free_vars(axis)) and not _window(reasons[0]):
-                    o = occurrence
-                    result.append(PinnedAxis(o.node, o.tensor, o.axis, axis.extent, reasons[0]))
+                    tensor = link.node.inputs[i]
+                    result.append(PinnedAxis(link.node, tensor, number, axis.extent, reasons[0]))
         return result
 
     def to_networkx(self) -> nx.MultiGraph[str]:

@@ -8,7 +8,6 @@ and at last by one run in onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +16,11 @@ import onnx
 from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, lookup
 from onnxprune.ops.spec import Shape
+from onnxprune.runtime import RunError, Session, make_feeds
+from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims
 
 SMALL = 4096  # elements of integer tensors whose values are followed
 SMALL_FLOAT = 64
-Sizes = Mapping[str, int]
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Shapes:
     sizes: Sizes
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
+    elements: dict[str, int] = field(default_factory=dict)  # element types (TensorProto.DataType)
     other: Shapes | None = None
 
     def is_dynamic(self, name: str, axis: int) -> bool:
@@ -91,45 +92,6 @@ def analyse(model: Model) -> Shapes:
     return first
 
 
-def dynamic_dims(model: Model) -> dict[str, str]:
-    """Names of the inputs' dynamic dimensions -> what they are taken for: batch, space or length."""
-    keys: dict[str, str] = {}
-    for value in model.inputs:
-        dims = value.type.tensor_type.shape.dim
-        for axis, dim in enumerate(dims):
-            if not dim.HasField("dim_value") or dim.dim_value <= 0:
-                kind = "batch" if axis == 0 else "space" if len(dims) >= 4 else "length"
-                keys.setdefault(dim_key(value.name, axis, dim), kind)
-    return keys
-
-
-def dim_key(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:
-    return dim.dim_param or f"{name}.{axis}"
-
-
-_PROFILES = (
-    {"batch": (3,), "space": (224, 160, 96), "length": (7, 11, 13)},
-    {"batch": (2,), "space": (160, 224, 128), "length": (9, 10, 14)},
-    {"batch": (3,), "space": (224,), "length": (16,)},
-    {"batch": (2,), "space": (160,), "length": (24,)},
-    {"batch": (1,), "space": (224,), "length": (64,)},
-    {"batch": (1,), "space": (320,), "length": (128,)},
-    {"batch": (1,), "space": (28,), "length": (1,)},
-)
-
-
-def assignments(keys: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Sizes to try for the dynamic dimensions, most telling first."""
-    for profile in _PROFILES:
-        used = dict.fromkeys(profile, 0)
-        sizes = {}
-        for key, kind in keys.items():
-            choices = profile[kind]
-            sizes[key] = choices[used[kind] % len(choices)]
-            used[kind] += 1
-        yield sizes
-
-
 def skeleton(model: Model) -> onnx.ModelProto:
     """The model with its large constants turned into typed inputs: cheap to infer shapes on."""
     proto = onnx.ModelProto()
@@ -188,17 +150,39 @@ def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
         result.shapes[name] = tuple(tensor.dims)
         if _followed(tensor):
             result.values[name] = model.array(name)
-    elements = {n: t.data_type for n, t in model.constants.items()}
+    result.elements = {n: t.tensor_type.elem_type for n, t in types.items()}
+    result.elements |= {n: t.data_type for n, t in model.constants.items()}
     for node in model.nodes:
         if node.outputs and node.outputs[0] in model.constants:
             continue
         spec = lookup(node.domain, node.op, model.opset(node.domain))
         missing = any(o and o not in result.shapes for o in node.outputs)
         if missing:
-            _infer_node(model, node, result, types, elements)
+            _infer_node(model, node, result)
         if spec is not None and spec.evaluate is not None:
             _evaluate(model, node, result)
+    _run(model, result)
     return result
+
+
+def _run(model: Model, result: Shapes) -> None:
+    """Shapes that inference cannot give (functions, fused operators), from one run in onnxruntime."""
+    missing = [o for node in model.nodes for o in node.outputs if o and o not in result.shapes]
+    if not missing:
+        return
+    proto = onnx.ModelProto()
+    copy_without_weights(model.proto, proto)
+    proto.graph.initializer.extend(model.proto.graph.initializer)
+    given = {o.name for o in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name not in given)
+    try:
+        values = Session(proto).run(make_feeds(model, result.sizes, 0, {}), missing)
+    except RunError:
+        return
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            result.shapes[name] = value.shape
+            result.elements[name] = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
 
 
 def _shape(type_: onnx.TypeProto) -> Shape | None:
@@ -234,13 +218,7 @@ def _evaluate(model: Model, node: Node, result: Shapes) -> None:
             result.shapes[name] = value.shape
 
 
-def _infer_node(
-    model: Model,
-    node: Node,
-    result: Shapes,
-    types: dict[str, onnx.TypeProto],
-    elements: Mapping[str, int],
-) -> None:
+def _infer_node(model: Model, node: Node, result: Shapes) -> None:
     """Shape inference of one node, with the values found so far."""
     try:
         schema = onnx.defs.get_schema(node.op, model.opset(node.domain), node.domain)
@@ -251,7 +229,7 @@ def _infer_node(
     for name in dict.fromkeys((*node.inputs, *node.captured)):
         if not name:
             continue
-        element = elements.get(name) or (types[name].tensor_type.elem_type if name in types else 0)
+        element = result.elements.get(name)
         if not element:
             return
         inputs[name] = onnx.helper.make_tensor_type_proto(element, result.shapes.get(name))
@@ -266,10 +244,10 @@ def _infer_node(
             opset_imports=list(model.proto.opset_import),
             ir_version=model.proto.ir_version,
         )
-    except (onnx.shape_inference.InferenceError, KeyError, RuntimeError, ValueError):
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError, RuntimeError, ValueError):
         return
     for name, type_ in outputs.items():
-        if name not in types or not types[name].HasField("tensor_type"):
-            types[name] = type_
+        if not result.elements.get(name):
+            result.elements[name] = type_.tensor_type.elem_type
         if (shape := _shape(type_)) is not None:
             result.shapes.setdefault(name, shape)

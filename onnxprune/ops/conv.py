@@ -18,6 +18,8 @@ def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
         Sample(((2, 6, 5, 5), (9, 2, 3, 3), (9,)), {"group": 3, "pads": [1, 1, 1, 1]}),
         Sample(((2, 6, 7), (12, 1, 3)), {"group": 6, "strides": [2]}),
         Sample(((1, 4, 5, 5, 5), (6, 4, 3, 3, 3), (6,)), {"dilations": [2, 2, 2]}),
+        Sample(((2, 4, 5, 5), (6, 4, 3, 3)), {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 3]}, opset=7),
+        Sample(((2, 4, 6), (12, 1, 3), (12,)), {"group": 4}),
     ],
 )
 def conv(node: NodeView) -> Rule:
@@ -39,6 +41,7 @@ def conv(node: NodeView) -> Rule:
         Sample(((2, 6, 4, 4), (6, 5, 2, 2), (5,)), {"strides": [2, 2]}),
         Sample(((2, 6, 4, 4), (6, 3, 3, 3), (6,)), {"group": 2}),
         Sample(((2, 6, 7), (6, 1, 3)), {"group": 6, "output_padding": [1], "strides": [2]}),
+        Sample(((2, 4, 3), (4, 3, 2), (6,)), {"group": 2, "strides": [2], "output_shape": [7]}, opset=7),
     ],
 )
 def conv_transpose(node: NodeView) -> Rule:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from onnxprune.ops.spec import (
@@ -26,7 +24,10 @@ from onnxprune.ops.spec import (
 @op(
     "Concat",
     since=4,
-    samples=[Sample(((2, 3, 4), (2, 5, 4), (2, 1, 4)), {"axis": 1})],
+    samples=[
+        Sample(((2, 3, 4), (2, 5, 4), (2, 1, 4)), {"axis": 1}),
+        Sample(((2, 3), (2, 4)), {"axis": -1}, opset=11),
+    ],
     evaluate=lambda node, inputs: [
         np.concatenate([np.asarray(i) for i in inputs], axis=int(node.attr("axis")))
     ],
@@ -51,6 +52,9 @@ def concat(node: NodeView) -> Rule:
         Sample(((2, 6, 4), np.array([2, 3, 1])), {"axis": 1}, outputs=3),
         Sample(((2, 6, 4),), {"axis": 1, "split": [2, 4]}, opset=11, outputs=2),
         Sample(((2, 6, 4),), {"axis": 1, "num_outputs": 2}, opset=18, outputs=2),
+        Sample(((2, 7, 4),), {"axis": 1, "num_outputs": 3}, opset=18, outputs=3),
+        Sample(((2, 6, 4),), {"axis": -2}, outputs=2),
+        Sample(((4, 3),), outputs=2, opset=7),
     ],
     evaluate=lambda node, inputs: np.split(
         np.asarray(inputs[0]),
@@ -107,6 +111,10 @@ def _bounds(node: NodeView) -> dict[int, tuple[int, int, int]]:
         Sample(((2, 8, 4), np.array([2]), np.array([5]), np.array([1]))),
         Sample(((2, 8, 4), np.array([0, -3]), np.array([2, 2**62]), np.array([2, 1]))),
         Sample(((2, 8, 4),), {"starts": [1], "ends": [7], "axes": [1]}, opset=9),
+        Sample(((2, 8, 4), np.array([1, 0]), np.array([8, 2]), np.array([1, 2]), np.array([2, 1]))),
+        Sample(((2, 8, 4), np.array([7]), np.array([-99]), np.array([1]), np.array([-1]))),
+        Sample(((2, 8, 4), np.array([1]), np.array([2**62]), np.array([1]), np.array([2]))),
+        Sample(((2, 8, 4), np.array([0, 2]), np.array([2, -1]))),
     ],
     evaluate=lambda node, inputs: [_slice(node, np.asarray(inputs[0]))],
 )
@@ -170,6 +178,7 @@ def _slice(node: NodeView, data: Array) -> Array:
     samples=[
         Sample(((2, 6, 4), np.array([5, 0, 3])), {"axis": 1}),
         Sample(((2, 6, 4), np.array([2, 3, 4])), {"axis": 1}),
+        Sample(((2, 6, 4), np.array([-1, -2, 1, 1])), {"axis": -2}),
         Sample(((6, 4), np.array([[1, 2], [0, 5]]))),
         Sample(((2, 6, 4), np.array(1)), {"axis": 1}),
     ],
@@ -201,6 +210,9 @@ def gather(node: NodeView) -> Rule | Take:
         Sample(((2, 3, 4), np.array([0, 1, 1, 0, 2, 1]))),
         Sample(((2, 3, 4), np.array([0, 0, 1, 0, 0, 1])), {"mode": "reflect"}),
         Sample(((2, 3, 4),), {"pads": [0, 1, 0, 0, 0, 0]}, opset=10),
+        Sample(((2, 3, 4), np.array([1, 2]), np.array(0.5, np.float32), np.array([-2])), opset=18),
+        Sample(((2, 3, 4), np.array([0, -1, 0, 0, 0, 0]))),
+        Sample(((2, 3, 4), np.array([0, 0, 2, 0, 0, 0])), {"mode": "edge"}),
     ],
 )
 def pad(node: NodeView) -> Rule | Pinned:

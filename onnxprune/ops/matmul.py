@@ -21,7 +21,9 @@ from onnxprune.ops.spec import (
         Sample(((4, 3), (5, 4), (1, 5)), {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0}),
         Sample(((3, 4), (5, 4), (3, 1)), {"transB": 1}),
         Sample(((3, 4), (4, 5), (3, 5))),
+        Sample(((3, 4), (4, 5), ())),
         Sample(((3, 4), (4, 5))),
+        Sample(((3, 4), (4, 5), (5,)), opset=7),
     ],
 )
 def gemm(node: NodeView) -> Rule:
@@ -50,6 +52,8 @@ def gemm(node: NodeView) -> Rule:
         Sample(((2, 1, 3, 4), (6, 4, 5))),
         Sample(((4,), (4, 5))),
         Sample(((3, 4), (4,))),
+        Sample(((4,), (4,))),
+        Sample(((4,), (2, 4, 3))),
     ],
 )
 def matmul(node: NodeView) -> Rule:
@@ -86,6 +90,7 @@ def matmul(node: NodeView) -> Rule:
         Sample(((2, 3, 4), (4, 5)), {"equation": "bij,jk"}),
         Sample(((2, 3, 4, 5), (2, 6, 4, 5)), {"equation": "bihd,bjhd->bhij"}),
         Sample(((3, 4),), {"equation": "ij->i"}),
+        Sample(((3, 4), (4, 2), (2, 5)), {"equation": "ij, jk, kl -> il"}),
     ],
 )
 def einsum(node: NodeView) -> Rule | Pinned:

@@ -23,6 +23,7 @@ STATISTIC = "a statistic is taken over this axis"
         Sample(((2, 4, 3, 3), (4,), (4,), (4,), (4,))),
         Sample(((3, 4), (4,), (4,), (4,), (4,)), opset=9),
         Sample(((2, 4, 3), (4,), (4,), (4,), (4,)), {"spatial": 1}, opset=8),
+        Sample(((2, 4, 3, 3), (4,), (4,), (4,), (4,)), {"epsilon": 0.1}, opset=14),
     ],
 )
 def batch_normalization(node: NodeView) -> Rule | Pinned:
@@ -43,10 +44,19 @@ def instance_normalization(node: NodeView) -> Rule:
 
 @op(
     "LayerNormalization",
-    "RMSNormalization",
     samples=[
-        Sample(((2, 3, 4), (4,))),
+        Sample(((2, 3, 4), (4,), (4,))),
         Sample(((2, 3, 4), (3, 4)), {"axis": 1}),
+        Sample(((2, 3, 4), (4,)), {"axis": 1}),
+        Sample(((2, 3, 4), (4,), (4,)), outputs=3),
+    ],
+)
+@op(
+    "RMSNormalization",
+    since=23,
+    samples=[
+        Sample(((2, 3, 4), (4,)), opset=23),
+        Sample(((2, 3, 4), (3, 4)), {"axis": 1}, opset=23),
     ],
 )
 def layer_normalization(node: NodeView) -> Rule:
@@ -111,7 +121,11 @@ def mean_variance_normalization(node: NodeView) -> Rule:
     return Rule.of(f"{text} -> {text}", lossy=pins(over, STATISTIC))
 
 
-@op("LpNormalization", since=1, samples=[Sample(((2, 4, 3),), {"axis": 1, "p": 2})])
+@op(
+    "LpNormalization",
+    since=1,
+    samples=[Sample(((2, 4, 3),), {"axis": 1, "p": 2}), Sample(((2, 4, 3),), {"p": 1})],
+)
 def lp_normalization(node: NodeView) -> Rule:
     axes = names("a", node.rank())
     text = " ".join(axes)
@@ -127,6 +141,8 @@ def lp_normalization(node: NodeView) -> Rule:
         Sample(((2, 4, 3),), {"axis": 1}),
         Sample(((2, 4, 3),)),
         Sample(((2, 4, 3),), {"axis": 1}, opset=11),
+        Sample(((2, 4, 3),), {"axis": -1}, opset=12),
+        Sample(((2, 4, 3),), opset=7),
     ],
 )
 def softmax(node: NodeView) -> Rule:

@@ -109,28 +109,47 @@ def nary(node: NodeView) -> Rule:
     return Rule(inputs, (output,))
 
 
+_FLAGS = np.array([[True, False, True], [False, False, True]])
+_COUNTS = np.array([[1, 2, 3], [4, 5, 6]])
+_LIMITS = np.array([[1, np.inf, np.nan], [-np.inf, np.nan, 0]], dtype=np.float32)
+_MASKS = [Sample((_FLAGS, _FLAGS[1])), Sample((_FLAGS[:, :1], _FLAGS))]
+_BITS = [Sample((_COUNTS, np.array([6, 5, 3])), opset=18)]
 _SAMPLES = {
+    "And": _MASKS,
+    "BitShift": [Sample((_COUNTS.astype(np.uint8), np.array([1, 0, 2], np.uint8)), {"direction": "LEFT"})],
+    "BitwiseAnd": _BITS,
+    "BitwiseNot": [Sample((_COUNTS,), opset=18)],
+    "BitwiseOr": _BITS,
+    "BitwiseXor": _BITS,
     "Cast": [Sample(((2, 3),), {"to": onnx.TensorProto.DOUBLE})],
-    "BitShift": [],
-    "Where": [],
+    "Equal": [Sample((_COUNTS, np.array([1, 0, 6]))), Sample((_COUNTS[:, :1], _COUNTS))],
+    "IsInf": [Sample((_LIMITS,)), Sample((_LIMITS,), {"detect_negative": 0})],
+    "IsNaN": [Sample((_LIMITS,))],
+    "Mod": [Sample(((2, 3), (3,)), {"fmod": 1}), Sample((_COUNTS, np.array([2, -3, 4])))],
+    "Not": [Sample((_FLAGS,))],
+    "Or": _MASKS,
     "PRelu": [Sample(((2, 3, 4), (3, 1))), Sample(((2, 3, 4), (1,)))],
-    "Mod": [Sample(((2, 3), (3,)), {"fmod": 1})],
+    "Where": [Sample((_FLAGS, (2, 3), (3,))), Sample((_FLAGS[:, :1], (3,), ()))],
+    "Xor": _MASKS,
 }
-_BOOLEAN = {"And", "Or", "Xor", "Not", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"}
 _SINCE = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24}
 
 for _name in _UNARY:
-    _default = [] if _name in _BOOLEAN else [Sample(((2, 3, 4),), opset=max(17, _SINCE.get(_name, 0)))]
+    _default = [Sample(((2, 3, 4),), opset=max(17, _SINCE.get(_name, 0)))]
     op(_name, since=1, samples=_SAMPLES.get(_name, _default), evaluate=_evaluator(_name))(unary)
 for _name in _NARY:
-    _default = [] if _name in _BOOLEAN else [Sample(((2, 3, 4), (3, 1))), Sample(((4,), (2, 3, 4)))]
+    _default = [Sample(((2, 3, 4), (3, 1))), Sample(((4,), (2, 3, 4)))]
     op(_name, samples=_SAMPLES.get(_name, _default), evaluate=_evaluator(_name))(nary)
 
 
 @op(
     "Clip",
     since=1,
-    samples=[Sample(((2, 3),), {"min": -0.5, "max": 0.5}, opset=7), Sample(((2, 3), (), ()))],
+    samples=[
+        Sample(((2, 3),), {"min": -0.5, "max": 0.5}, opset=7),
+        Sample(((2, 3), np.array(-0.5, np.float32), np.array(0.5, np.float32))),
+        Sample(((2, 3), None, np.array(0.5, np.float32))),
+    ],
     evaluate=lambda node, inputs: [np.clip(*_clip_operands(node, inputs))],
 )
 def clip(node: NodeView) -> Rule:
@@ -143,7 +162,15 @@ def _clip_operands(node: NodeView, inputs: Sequence[Array | None]) -> tuple[Any,
     return inputs[0], limits[0], limits[1]
 
 
-@op("Dropout", since=7, samples=[Sample(((2, 3),), opset=12), Sample(((2, 3),), {"ratio": 0.5}, opset=10)])
+@op(
+    "Dropout",
+    since=7,
+    samples=[
+        Sample(((2, 3),), opset=12),
+        Sample(((2, 3), np.array(0.5, np.float32), np.array(False)), outputs=2),
+        Sample(((2, 3),), {"ratio": 0.5}, opset=10),
+    ],
+)
 def dropout(node: NodeView) -> Rule | Pinned:
     if node.has(2):
         try:

@@ -25,7 +25,7 @@ from onnxprune.ops.spec import (
     since=1,
     samples=[
         Sample(((2, 4, 6, 6),), {"kernel_shape": [2, 2], "strides": [2, 2]}),
-        Sample(((2, 4, 7),), {"kernel_shape": [3], "pads": [1, 1]}),
+        Sample(((2, 4, 7),), {"kernel_shape": [3], "pads": [1, 1]}, opset=11),
     ],
 )
 def pool(node: NodeView) -> Rule | Pinned:
@@ -52,12 +52,26 @@ def global_pool(node: NodeView) -> Rule:
 
 
 @op(
-    "Resize",
     "Upsample",
+    since=7,
+    samples=[
+        Sample(((2, 4, 3, 3), np.array([1, 1, 2, 2], np.float32)), opset=9),
+        Sample(((2, 4, 3, 3),), {"scales": [1.0, 1.0, 2.0, 3.0]}, opset=7),
+    ],
+)
+@op(
+    "Resize",
+    since=10,
     samples=[
         Sample(((2, 4, 3, 3), None, np.array([1, 1, 2, 2], np.float32))),
         Sample(((2, 4, 3, 3), None, None, np.array([2, 4, 5, 7]))),
         Sample(((2, 4, 3, 3), np.array([1, 1, 2, 2], np.float32)), opset=10),
+        Sample(((2, 4, 3, 3), None, None, np.array([5, 4])), {"axes": [3, 1]}, opset=18),
+        Sample(
+            ((2, 4, 3, 3), np.empty(0, np.float32), np.array([1, 1, 1.2, 2], np.float32)),
+            {"mode": "linear"},
+            opset=11,
+        ),
     ],
 )
 def resize(node: NodeView) -> Rule | Pinned:
@@ -100,7 +114,7 @@ def _scales(node: NodeView) -> list[float]:
 @op(
     "GridSample",
     since=16,
-    samples=[Sample(((2, 3, 4, 4), np.zeros((2, 5, 6, 2), np.float32)))],
+    samples=[Sample(((2, 3, 4, 4), (2, 5, 6, 2)))],
 )
 def grid_sample(node: NodeView) -> Rule:
     h, y = names("h", node.rank() - 2), names("y", node.rank() - 2)

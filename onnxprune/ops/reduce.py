@@ -18,8 +18,8 @@ from onnxprune.ops.spec import (
     pins,
 )
 
-_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
-_OTHERS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum")
+_OTHERS = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
 _NUMPY = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
 
 
@@ -65,7 +65,9 @@ for _name in (*_SUMS, *_OTHERS):
         since=1,
         samples=[
             Sample(((2, 4, 3), np.array([1])), {"keepdims": 0}, opset=18),
-            Sample(((2, 4, 3),), {"axes": [2]}, opset=11),
+            Sample(((2, 4, 3),), {"axes": [-1, 1]}, opset=11),
+            Sample(((2, 4, 3),), {"noop_with_empty_axes": 1}, opset=18),
+            Sample(((2, 4),), {"keepdims": 0}),
         ],
         evaluate=_evaluator(_name),
     )(_rule)
@@ -90,7 +92,10 @@ def arg_reduce(node: NodeView) -> Rule:
 @op(
     "TopK",
     since=1,
-    samples=[Sample(((2, 4, 3), np.array([2])), {"axis": 1}, outputs=2)],
+    samples=[
+        Sample(((2, 4, 3), np.array([2])), {"axis": 1}, outputs=2),
+        Sample(((2, 4, 3),), {"k": 2}, opset=9, outputs=2),
+    ],
 )
 def top_k(node: NodeView) -> Rule:
     over = node.axis(node.attr("axis", -1))
@@ -103,9 +108,9 @@ def top_k(node: NodeView) -> Rule:
     )
 
 
-@op("CumSum", since=11, samples=[Sample(((2, 4, 3), np.array(1)))])
+@op("CumSum", since=11, samples=[Sample(((2, 4, 3), np.array(1))), Sample(((2, 4, 3), np.array([-1])))])
 def cum_sum(node: NodeView) -> Rule:
     over = node.axis(int(np.ravel(node.value(1))[0]))  # type: ignore[arg-type]
     axes = names("a", node.rank())
-    text = " ".join(axes)
-    return Rule.of(f"{text}, -> {text}", pinned={axes[over]: "running sum"})
+    data = tuple(map(label, axes))
+    return Rule((data, None), (data,), pinned={axes[over]: "running sum"})

@@ -13,6 +13,7 @@ from onnxprune.ops.spec import (
     Rule,
     Sample,
     Shape,
+    Unknown,
     label,
     names,
     op,
@@ -33,6 +34,10 @@ def _reshape_evaluate(node: NodeView, inputs: Sequence[Array | None]) -> list[Ar
         Sample(((2, 12, 5), np.array([0, 3, 4, -1]))),
         Sample(((2, 3, 4, 5), np.array([6, 20]))),
         Sample(((2, 8, 3), np.array([2, -1]))),
+        Sample(((2, 6, 4), np.array([2, 4, 6]))),
+        Sample(((4, 1, 6), np.array([0, 2, 3, 1]))),
+        Sample(((2, 6), np.array([12]))),
+        Sample(((2, 6), np.array([1, 2, 1, -1])), {"allowzero": 1}),
     ],
     evaluate=_reshape_evaluate,
 )
@@ -42,7 +47,8 @@ def reshape(node: NodeView) -> Rule:
     def target(change: Resize) -> dict[int | str, Array | None]:
         old = node.value(1)
         source, out = change.inputs[0], change.output()
-        assert old is not None and source is not None
+        assert old is not None
+        assert source is not None
         copies = not node.attr("allowzero", 0)
         new = []
         for j, (value, extent) in enumerate(zip(old.ravel().tolist(), out, strict=True)):
@@ -56,7 +62,7 @@ def reshape(node: NodeView) -> Rule:
 @op(
     "Flatten",
     since=1,
-    samples=[Sample(((2, 3, 4, 5),)), Sample(((2, 3, 4),), {"axis": 2}), Sample(((2, 3),), {"axis": 0})],
+    samples=[Sample(((2, 3, 4, 5),)), Sample(((2, 3, 4),), {"axis": -1}), Sample(((2, 3),), {"axis": 0})],
 )
 def flatten(node: NodeView) -> Rule:
     rank = node.rank()
@@ -83,7 +89,12 @@ def transpose(node: NodeView) -> Rule:
 @op(
     "Squeeze",
     since=1,
-    samples=[Sample(((2, 1, 3, 1), np.array([1]))), Sample(((2, 1, 3),), {"axes": [1]}, opset=11)],
+    samples=[
+        Sample(((2, 1, 3, 1), np.array([1]))),
+        Sample(((2, 1, 3),), {"axes": [1]}, opset=11),
+        Sample(((2, 1, 3, 1),)),
+        Sample(((2, 1, 3),), opset=9),
+    ],
     evaluate=_reshape_evaluate,
 )
 def squeeze(node: NodeView) -> Rule:
@@ -93,8 +104,16 @@ def squeeze(node: NodeView) -> Rule:
         {node.axis(a) for a in given} if given else {i for i, size in enumerate(shape) if size == 1}
     )
     axes = names("a", len(shape))
+
+    def stated(_: Resize) -> dict[int | str, Array | None]:
+        """Axes that went by their extent of 1 are named, lest another one shrinks to 1."""
+        array = np.array(sorted(gone), dtype=np.int64)
+        return {"axes": array} if node.opset < 13 else {1: array}
+
     return Rule(
-        (tuple(map(label, axes)), None), (tuple(label(a) for i, a in enumerate(axes) if i not in gone),)
+        (tuple(map(label, axes)), None),
+        (tuple(label(a) for i, a in enumerate(axes) if i not in gone),),
+        resize=None if given else stated,
     )
 
 
@@ -127,7 +146,7 @@ def depth_to_space(node: NodeView) -> Rule:
     return Rule.of(
         f"n {depth} h w -> n c (h b1) (w b2)",
         sizes={"b1": block, "b2": block},
-        pinned=pins(("b1", "b2", "h", "w"), "block of DepthToSpace"),
+        pinned=pins(("b1", "b2"), "block of DepthToSpace"),
     )
 
 
@@ -137,7 +156,7 @@ def space_to_depth(node: NodeView) -> Rule:
     return Rule.of(
         "n c (h b1) (w b2) -> n (b1 b2 c) h w",
         sizes={"b1": block, "b2": block},
-        pinned=pins(("b1", "b2", "h", "w"), "block of SpaceToDepth"),
+        pinned=pins(("b1", "b2"), "block of SpaceToDepth"),
     )
 
 
@@ -180,11 +199,13 @@ def _grown(old: Array, out: Shape) -> Array:
 @op(
     "Tile",
     since=6,
-    samples=[Sample(((2, 3), np.array([1, 2])))],
+    samples=[Sample(((2, 3), np.array([1, 2]))), Sample(((1, 4), np.array([3, 1])))],
     evaluate=lambda node, inputs: [np.tile(np.asarray(inputs[0]), np.asarray(inputs[1]))],
 )
 def tile(node: NodeView) -> Rule:
     axes, copies = names("a", node.rank()), names("r", node.rank())
+    if 0 in node.shape():
+        raise Unknown("an extent is zero")
     sizes = {r: new // old for r, new, old in zip(copies, node.out_shape(), node.shape(), strict=True)}
     return Rule(
         (tuple(map(label, axes)), None),

@@ -12,6 +12,7 @@ coupling, the surgery, the cost and the folding; the samples hold each label aga
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -327,7 +328,7 @@ def _common(a: list[int], b: list[int]) -> list[int]:
     """Factors, major first, that both dimension lists are groupings of; empty if there are none."""
     bounds = sorted({math.prod(dims[i:]) for dims in (a, b) for i in range(len(dims) + 1)})
     pieces = []
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         if high % low:
             return []
         pieces.append(high // low)

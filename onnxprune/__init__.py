@@ -1,0 +1,34 @@
+"""onnxprune: a pruning compiler for ONNX graphs.
+
+    import onnxprune
+    result = onnxprune.shrink("model.onnx", channels=0.3)
+    result.save("model.pruned.onnx")
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from onnxprune.api import apply, fold, inspect, plan, shrink, validate
+from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
+from onnxprune.pipeline import Result
+from onnxprune.plan import Keep, Plan
+from onnxprune.report import Report
+
+__all__ = [
+    "InternalError",
+    "Keep",
+    "NothingToPrune",
+    "OnnxPruneError",
+    "Plan",
+    "Report",
+    "Result",
+    "UserError",
+    "__version__",
+    "apply",
+    "fold",
+    "inspect",
+    "plan",
+    "shrink",
+    "validate",
+]

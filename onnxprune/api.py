@@ -1,0 +1,161 @@
+"""The Python interface: the same steps as the command line, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune import pipeline, surgery
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import UserError
+from onnxprune.inspection import Inspection
+from onnxprune.model import Model
+from onnxprune.passes.channels import Channels
+from onnxprune.pipeline import Folded, Result, Source
+from onnxprune.plan import Plan
+from onnxprune.report import verdict
+from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
+from onnxprune.validation import drift, equivalence, structure
+
+
+def shrink(
+    model: Source,
+    channels: float | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    criterion: str = "l2",
+    allocation: str = "uniform",
+    align: int = 16,
+    min_channels: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_lossy: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Prune a model and prove the result equal to the masked original.
+
+    channels is the share of units to remove from every prunable group; macs and params are the shares
+    of the model's MACs or parameters to keep, instead. Raises `NothingToPrune`, `UserError` or
+    `InternalError`.
+    """
+    options = Channels(
+        channels, macs, params, criterion, allocation, align, min_channels, tuple(include), tuple(exclude),
+        allow_lossy, seed,
+    )  # fmt: skip
+    return pipeline.prune(model, options)
+
+
+def plan(model: Source, options: Channels) -> Plan:
+    """Decide what `shrink` would remove, without removing it."""
+    return pipeline.make_plan(model, options)
+
+
+def apply(model: Source, plan: Plan | str | os.PathLike[str]) -> Result:
+    """Replay a plan, or a plan file, on the model it was made for."""
+    return pipeline.apply_plan(model, plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+
+
+def inspect(model: Source) -> Inspection:
+    """Groups, pinned axes and their reasons."""
+    return Inspection(DependencyGraph(pipeline.open_model(model)))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Structure, equivalence (where a plan is given), output drift and latency of two models."""
+
+    problems: tuple[str, ...]
+    equivalence: equivalence.Equivalence | None
+    drift: tuple[drift.Drift, ...]
+    latency: drift.Latency | None
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems and (self.equivalence is None or self.equivalence.passed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "equivalence": self.equivalence.as_dict() if self.equivalence else None,
+            "drift": [asdict(d) for d in self.drift],
+            "latency": asdict(self.latency) if self.latency else None,
+        }
+
+    def print(self, console: Console) -> None:
+        console.print("structure: " + ("sound, same interface" if not self.problems else "BROKEN"))
+        for problem in self.problems:
+            console.print(f"  {problem}", highlight=False)
+        console.print(
+            verdict(self.equivalence) if self.equivalence else "equivalence: not checked (give --plan)"
+        )
+        if self.drift:
+            table = Table(title="output drift on random inputs", title_justify="left")
+            for name in ("output", "largest difference", "cosine"):
+                table.add_column(name)
+            for d in self.drift:
+                table.add_row(d.output, f"{d.error:.2e} of scale", f"{d.cosine:.4f}")
+            console.print(table)
+        if self.latency:
+            spread = f"{self.latency.ratios[0]:.2f} to {self.latency.ratios[-1]:.2f}"
+            busy = "; contended: the machine was busy" if self.latency.contended else ""
+            console.print(
+                f"latency (onnxruntime CPU, 1 thread): {self.latency.before:.3g} ms -> {self.latency.after:.3g} ms, "
+                f"x{self.latency.ratio:.2f} (rounds {spread}){busy}"
+            )
+
+
+def validate(original: Source, candidate: Source, plan: Plan | None = None) -> Validation:
+    """Judge a candidate from outside: is it sound, is it what the plan says, how far and how fast is it."""
+    before, after = pipeline.open_model(original), pipeline.open_model(candidate)
+    graph = DependencyGraph(before)
+    feeds = _feeds(before, graph)
+    problems = structure.check(before, after, feeds)
+    proof = None
+    if plan is not None:
+        if plan.model != before.digest():
+            raise UserError(f"{before.name}: the plan was made for another model; give the original it was made on")
+        try:
+            proof = equivalence.check(graph, surgery.keep_masks(graph, plan), after.proto)
+        except RunError as error:
+            problems.append(f"equivalence: {error}")
+    if problems:
+        return Validation(tuple(dict.fromkeys(problems)), proof, (), None)
+    sessions = Session(before.proto, optimise=True, threads=1), Session(after.proto, optimise=True, threads=1)
+    return Validation((), proof, tuple(drift.measure(*sessions, feeds)), drift.latency(*sessions, feeds[0]))
+
+
+def _feeds(model: Model, graph: DependencyGraph) -> list[Feeds]:
+    """Two seeded inputs that the original accepts."""
+    bounds = index_bounds(model, graph.shapes.shapes)
+    try:
+        session = Session(model.proto)
+    except RunError as error:
+        raise UserError(f"{model.name}: onnxruntime cannot load the original: {error}") from None
+    feeds = []
+    failure = ""
+    for seed, sizes in enumerate(equivalence.candidate_sizes(graph)):
+        try:
+            feed = make_feeds(model, sizes, seed, bounds)
+            session.run(feed)
+        except RunError as error:
+            failure = failure or str(error)
+            continue
+        feeds.append(feed)
+        if len(feeds) == equivalence.RUNS:
+            break
+    if not feeds:
+        raise UserError(f"{model.name}: onnxruntime cannot run the original: {failure}")
+    return feeds
+
+
+def fold(model: Source) -> Folded:
+    """Exact canonicalisation: BatchNorm into weights, constants evaluated."""
+    return pipeline.fold(pipeline.open_model(model))

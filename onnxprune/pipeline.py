@@ -1,0 +1,229 @@
+"""The whole flow in one direction: model -> graph -> plan -> surgery -> proof -> report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from onnxprune import __version__, surgery
+from onnxprune.cost import CostModel
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import InternalError, NothingToPrune, UserError
+from onnxprune.model import Model, load, save
+from onnxprune.passes import channels
+from onnxprune.passes import fold as folding
+from onnxprune.passes.channels import Channels
+from onnxprune.plan import Plan
+from onnxprune.report import Report
+from onnxprune.runtime import RunError
+from onnxprune.validation import equivalence
+
+Source = str | os.PathLike[str] | onnx.ModelProto
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model, the plan that made it and the report."""
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+    external: frozenset[str] = frozenset()
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the model (whole or not at all); returns the bytes written."""
+        return save(self.model, path, self.external)
+
+
+def open_model(source: Source) -> Model:
+    """A checked model from a path or a ModelProto."""
+    return Model(source) if isinstance(source, onnx.ModelProto) else load(source)
+
+
+def make_plan(source: Source | Model, options: Channels) -> Plan:
+    """Decide what to remove, without removing it."""
+    model = source if isinstance(source, Model) else open_model(source)
+    return channels.plan(DependencyGraph(model), options, model.digest())
+
+
+def prune(source: Source, options: Channels, progress: Progress = lambda _: None) -> Result:
+    """Plan, cut and prove.
+
+    Raises `NothingToPrune` if nothing would be removed, `UserError` for bad input, and `InternalError`
+    if the result is not the graph it claims to be (it is not returned then).
+    """
+    clock = _Clock(progress)
+    with clock("load"):
+        model = open_model(source)
+    with clock("analyse"):
+        graph = DependencyGraph(model)
+        choices = channels.choose(graph, options)
+    with clock("plan"):
+        plan = channels.plan(graph, options, model.digest())
+    skipped = channels.skipped_reasons(choices)
+    if not plan.edits:
+        raise NothingToPrune(_nothing(graph, options, skipped))
+    return _finish(graph, plan, skipped, clock)
+
+
+def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) -> Result:
+    """Replay a plan on the model it was made for: the same bytes as when it was made."""
+    clock = _Clock(progress)
+    with clock("load"):
+        model = open_model(source)
+        if model.digest() != plan.model:
+            raise UserError(
+                f"{model.name}: the plan was made for another model (SHA-256 {plan.model[:12]}..., this one is "
+                f"{model.digest()[:12]}...); make the plan again for this model"
+            )
+    with clock("analyse"):
+        graph = DependencyGraph(model)
+    if not any(edit.removed for edit in plan.edits):
+        raise NothingToPrune(f"{model.name}: the plan removes nothing; no file was written")
+    return _finish(graph, plan, {}, clock)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A canonical model: the same function, fewer nodes."""
+
+    model: onnx.ModelProto
+    edits: int
+    external: frozenset[str] = frozenset()
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the model (whole or not at all); returns the bytes written."""
+        return save(self.model, path, self.external)
+
+
+def fold(model: Model) -> Folded:
+    """Exact canonicalisation; raises `InternalError` if the result computes something else."""
+    proto, edits = folding.fold(model)
+    if edits:
+        graph = DependencyGraph(model)
+        try:
+            proof = equivalence.check(graph, {}, proto)
+        except RunError as error:
+            raise InternalError(f"{model.name}: the folded model does not run ({error}); please report it") from None
+        if not proof.passed:
+            raise InternalError(f"{model.name}: the folded model differs by {proof.error:.2e}; please report it")
+    return Folded(proto, len(edits), model.external)
+
+
+def _finish(graph: DependencyGraph, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
+    model = graph.model
+    with clock("cut"):
+        keep = surgery.keep_masks(graph, plan)
+        pruned = surgery.apply(graph, plan)
+    with clock("prove"):
+        proof = _prove(graph, plan, pruned)
+    cost = CostModel(graph)
+    report = Report(
+        model.name,
+        cost(),
+        cost({var: int(mask.sum()) for var, mask in keep.items()}),
+        len(graph.groups),
+        len(keep),
+        proof,
+        skipped,
+        pinned_reasons(graph),
+        _notes(graph, plan),
+        clock.seconds,
+        provenance(model, plan),
+    )
+    return Result(pruned, plan, report, model.external)
+
+
+def _prove(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> equivalence.Equivalence:
+    """The equivalence check; a failure keeps what is needed to reproduce it."""
+    try:
+        proof = equivalence.check(graph, surgery.keep_masks(graph, plan), pruned)
+    except RunError as error:
+        raise InternalError(_unsound(graph.model, plan, pruned, f"onnxruntime refuses it: {error}")) from None
+    if not proof.passed:
+        why = f"it differs from the masked original by {proof.error:.2e} of the output's scale"
+        raise InternalError(_unsound(graph.model, plan, pruned, why))
+    return proof
+
+
+def _unsound(model: Model, plan: Plan, pruned: onnx.ModelProto, why: str) -> str:
+    folder = Path(tempfile.mkdtemp(prefix="onnxprune-report-"))
+    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    save(pruned, folder / "rejected.onnx")
+    return (
+        f"{model.name}: the pruned model is wrong ({why}) and was not written.\n"
+        f"This is a bug: please report it with {folder} and the original model."
+    )
+
+
+def _notes(graph: DependencyGraph, plan: Plan) -> tuple[str, ...]:
+    notes = []
+    lossy = sum(edit.kind == "lossy" for edit in plan.edits)
+    if lossy:
+        notes.append(f"{lossy} groups are lossy: statistics are now taken over fewer units")
+    if graph.opaque:
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(graph.opaque.items()))
+        notes.append(f"operators without a declaration, whose axes are pinned: {named}")
+    return tuple(notes)
+
+
+def pinned_reasons(graph: DependencyGraph) -> dict[str, int]:
+    """How many weight axes are pinned, by reason."""
+    counted: dict[str, int] = {}
+    for axis in graph.pinned:
+        counted[axis.reason.text] = counted.get(axis.reason.text, 0) + 1
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+
+def provenance(model: Model, plan: Plan) -> dict[str, object]:
+    """What it takes to repeat a run."""
+    return {
+        "onnxprune": __version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "model_sha256": plan.model,
+        "opset": model.opset(),
+        "options": dict(plan.options),
+    }
+
+
+def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int]) -> str:
+    """One sentence that says why nothing is removed."""
+    name = graph.model.name
+    if not graph.groups:
+        reasons = [f"{count} axes: {reason}" for reason, count in pinned_reasons(graph).items()]
+        why = "; ".join(reasons[:4]) or "it holds no weights"
+        return f"{name}: nothing is prunable ({why}); no file was written"
+    left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    rest = len(graph.groups) - sum(skipped.values())
+    parts = [part for part in (left, f"{rest} too small to lose a whole block" if rest else "") if part]
+    advice = "; try a larger ratio or --align 1" if rest and options.align > 1 else ""
+    return f"{name}: nothing to remove at this setting ({len(graph.groups)} groups: {', '.join(parts)}){advice}; no file was written"
+
+
+class _Clock:
+    """Seconds per stage; names the stage to whoever shows progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._progress(stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

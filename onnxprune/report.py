@@ -1,0 +1,94 @@
+"""What a run came to, for people (a table) and for programs (JSON)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune.cost import Cost
+from onnxprune.validation.equivalence import Equivalence
+
+COLUMNS = ("channels", "params", "macs", "bytes")
+TITLES = {"channels": "channels", "params": "parameters", "macs": "MACs", "bytes": "weight bytes"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Before and after, the proof, and where it came from.
+
+    before, after   predicted from the cost polynomials, exact for what is counted
+    skipped         groups left alone, by reason
+    pinned          weight axes that cannot be cut, by reason
+    """
+
+    model: str
+    before: Cost
+    after: Cost
+    groups: int
+    cut: int
+    equivalence: Equivalence | None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    pinned: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """After as shares of before."""
+        return self.after.ratio(self.before)
+
+    def as_dict(self) -> dict[str, Any]:
+        costs = {
+            name: {column: getattr(cost, column) for column in COLUMNS}
+            for name, cost in (("before", self.before), ("after", self.after))
+        }
+        return {
+            "model": self.model,
+            **costs,
+            "kept": {name: round(value, 6) for name, value in self.kept.items()},
+            "groups": self.groups,
+            "groups_cut": self.cut,
+            "skipped": dict(self.skipped),
+            "pinned": dict(self.pinned),
+            "equivalence": self.equivalence.as_dict() if self.equivalence else None,
+            "notes": list(self.notes),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    def print(self, console: Console) -> None:
+        """The before/after table and the verdict."""
+        table = Table(title=self.model, title_justify="left")
+        for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("kept", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for column in COLUMNS:
+            before, after = getattr(self.before, column), getattr(self.after, column)
+            table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
+        console.print(table)
+        console.print(f"{self.cut} of {self.groups} groups cut{_counted(self.skipped, '; left alone')}")
+        if self.equivalence is not None:
+            console.print(verdict(self.equivalence))
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False)
+
+
+def verdict(equivalence: Equivalence) -> str:
+    """The equivalence check in a sentence."""
+    word = "equals" if equivalence.passed else "DIFFERS FROM"
+    lines = [
+        f"{word} the masked original: error {equivalence.error:.1e} of the output's scale "
+        f"(limit {equivalence.tolerance:g}), {len(equivalence.sizes)} runs, {len(equivalence.outputs)} outputs"
+    ]
+    lines += [f"note: {note}" for note in equivalence.notes]
+    return "\n".join(lines)
+
+
+def _counted(reasons: Mapping[str, int], title: str) -> str:
+    if not reasons:
+        return ""
+    return f"{title}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())

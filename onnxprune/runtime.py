@@ -1,0 +1,123 @@
+"""The door to onnxruntime: sessions and seeded inputs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.model import Array, Model, Node, save
+from onnxprune.sizes import Sizes, dim_key
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+Feeds = dict[str, Array]
+EXTERNAL_BYTES = 4096  # tensors above this go to a file that onnxruntime maps instead of copying
+
+
+class RunError(Exception):
+    """onnxruntime refused to load or run a model; the message is its own, on one line."""
+
+
+class Session:
+    """One onnxruntime CPU session of a model, from memory or from a file.
+
+    Graph optimisations are off by default, so that the graph that runs is the graph that is judged.
+    """
+
+    def __init__(self, source: onnx.ModelProto | Path, optimise: bool = False, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        try:
+            if isinstance(source, Path):
+                self._session = self._open(str(source), options)
+            else:
+                with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+                    path = Path(folder) / "model.onnx"
+                    large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
+                    save(source, path, frozenset(large))
+                    self._session = self._open(str(path), options)
+        except Exception as error:  # onnxruntime raises classes of its own, without a common base
+            raise RunError(_one_line(error)) from None
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
+
+    @staticmethod
+    def _open(path: str, options: Any) -> Any:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        names = list(outputs or self.outputs)
+        try:
+            values = self._session.run(names, {k: v for k, v in feeds.items() if k in self.inputs})
+        except Exception as error:  # as above
+            raise RunError(_one_line(error)) from None
+        return dict(zip(names, values, strict=True))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int]) -> Feeds:
+    """Seeded inputs: normal floats, integers within `bounds` (0 or 1 where unknown).
+
+    Raises `RunError` for inputs that are no tensors of numbers.
+    """
+    generator = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in model.inputs:
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or tensor.elem_type in (0, onnx.TensorProto.STRING):
+            raise RunError(f"input '{value.name}' is not a tensor of numbers")
+        shape = [
+            dim.dim_value
+            if dim.HasField("dim_value") and dim.dim_value > 0
+            else sizes[dim_key(value.name, axis, dim)]
+            for axis, dim in enumerate(tensor.shape.dim)
+        ]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+            array = generator.integers(0, bounds.get(value.name, 2), size=shape)
+        else:
+            array = generator.standard_normal(shape)
+        feeds[value.name] = np.asarray(array).astype(dtype)
+    return feeds
+
+
+_CARRIERS = {"Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Flatten", "Transpose", "Expand", "Slice"}
+
+
+def index_bounds(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """For integer inputs that index a table, the number of its rows."""
+    bounds: dict[str, int] = {}
+    for value in model.inputs:
+        limits = [
+            shapes[node.inputs[0]][node.attributes.get("axis", 0)]
+            for node, name in _carried(model, value.name)
+            if node.op == "Gather" and node.inputs[1] == name and node.inputs[0] in shapes
+        ]
+        if limits:
+            bounds[value.name] = max(min(limits), 1)
+    return bounds
+
+
+def _carried(model: Model, name: str) -> Iterator[tuple[Node, str]]:
+    """Every use of a tensor, also behind nodes that only carry it."""
+    waiting, seen = [name], {name}
+    while waiting:
+        name = waiting.pop()
+        for node in model.consumers.get(name, ()):
+            yield node, name
+            if node.op in _CARRIERS and node.outputs[0] not in seen:
+                seen.add(node.outputs[0])
+                waiting.append(node.outputs[0])

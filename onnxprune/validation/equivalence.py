@@ -1,0 +1,285 @@
+"""Translation validation: the pruned model must equal the masked original on real inputs.
+
+Both run in onnxruntime (optimisations off) on several seeded inputs, at two batch sizes and two lengths
+where axes are dynamic. It needs no data and no labels, and holds whatever was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.axes import Keep, kept_positions
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import UserError
+from onnxprune.model import FLOATS, copy_without_weights
+from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
+from onnxprune.sizes import Sizes, assignments, dynamic_dims
+from onnxprune.validation.masked import masked
+
+TOLERANCE = 1e-4  # of the largest value of an output, for float32 and float64
+TOLERANCE_16 = 1e-2  # the same where weights are float16 or bfloat16
+RUNS = 2
+RETRIES = 3  # further seeds where an output behind a ranking (TopK, NonMaxSuppression) differs
+RUNNABLE = {"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview"}
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The verdict: the largest difference of any output, as a share of that output's largest value."""
+
+    error: float
+    tolerance: float
+    outputs: tuple[str, ...]
+    sizes: tuple[Sizes, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equivalence:
+    """Compare a pruned model with the masked original.
+
+    Raises `UserError` if onnxruntime cannot run the original, `RunError` if it cannot run the pruned one.
+    """
+    reference = masked(graph, keep)
+    notes: list[str] = []
+    if foreign := _foreign(reference):
+        notes.append(f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it")
+        reference, pruned = _around(graph, reference, keep), _around(graph, pruned, keep)
+    if any(node.op_type == "QuantizeLinear" for node in reference.graph.node):
+        notes.append("checked without the rounding of activations (QuantizeLinear)")
+        reference, pruned = _unrounded(reference), _unrounded(pruned)
+    names = _compared(graph, reference, keep)
+    runs, expected = _reference_runs(graph, reference, names)
+    del reference
+    _expose(pruned_copy := _shallow(pruned), names, graph)
+    session = Session(pruned_copy)
+    worst = 0.0
+    for _, feeds, want in runs:
+        worst = max(worst, _difference(want, session.run(feeds, names)))
+    tolerance = _tolerance(graph)
+    if worst > tolerance and expected is not None:
+        again = [_difference(want, session.run(feeds, names)) for feeds, want in expected()]
+        if again and min(again) <= tolerance:
+            notes.append("an order decided by nearly equal values differed on some inputs")
+            worst = min(again)
+    if not any(np.ptp(value) for _, _, want in runs for value in want.values() if value.size):
+        notes.append("the outputs are constant on these inputs, so the check says little")
+    return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
+
+
+Run = tuple[Sizes, Feeds, dict[str, Any]]
+Retry = Callable[[], Iterator[tuple[Feeds, dict[str, Any]]]]
+
+
+def _reference_runs(
+    graph: DependencyGraph, reference: onnx.ModelProto, names: list[str]
+) -> tuple[list[Run], Retry | None]:
+    """Run the masked original at sizes it accepts; and more seeds, later, where it ranks values."""
+    model = graph.model
+    proto = _shallow(reference)
+    _expose(proto, names, graph)
+    try:
+        session = Session(proto)
+    except RunError as error:
+        raise UserError(f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written") from None
+    bounds = index_bounds(model, graph.shapes.shapes)
+    extra = [v for v in reference.graph.input if v.name not in {i.name for i in model.proto.graph.input}]
+    runs: list[Run] = []
+    failure = ""
+    for seed, sizes in enumerate(candidate_sizes(graph)):
+        try:
+            feeds = make_feeds(model, sizes, seed, bounds) | _extra_feeds(graph, extra, seed)
+            want = session.run(feeds, names)
+        except RunError as error:
+            failure = failure or str(error)
+            continue
+        runs.append((sizes, feeds, want))
+        if len(runs) == RUNS:
+            break
+    if not runs:
+        raise UserError(f"{model.name}: onnxruntime cannot run the model: {failure}; nothing was written")
+
+    def more() -> Iterator[tuple[Feeds, dict[str, Any]]]:
+        sizes = runs[0][0]
+        for seed in range(100, 100 + RETRIES):
+            feeds = make_feeds(model, sizes, seed, bounds) | _extra_feeds(graph, extra, seed)
+            yield feeds, session.run(feeds, names)
+
+    ranked = any(node.op in _RANKING or node.captured for node in model.nodes)
+    return runs, more if ranked else None
+
+
+_RANKING = {"TopK", "NonMaxSuppression", "ArgMax", "ArgMin", "NonZero", "Round", "Loop", "If"}
+
+
+def candidate_sizes(graph: DependencyGraph) -> Iterator[Sizes]:
+    """Sizes of dynamic dimensions to run at, most telling first."""
+    shapes = graph.shapes
+    yield shapes.sizes
+    if shapes.other is not None and shapes.other.sizes != shapes.sizes:
+        yield shapes.other.sizes
+    keys = dynamic_dims(graph.model)
+    if keys:
+        yield from assignments(keys)
+        yield from ({key: size for key in keys} for size in (1, 2, 8, 32, 64, 256))
+    yield shapes.sizes
+
+
+def _tolerance(graph: DependencyGraph) -> float:
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    half = any(t.data_type in halves for t in graph.model.constants.values())
+    return TOLERANCE_16 if half else TOLERANCE
+
+
+def _difference(want: Mapping[str, Any], got: Mapping[str, Any]) -> float:
+    """The largest |want - got| / max |want| over the outputs; infinite where shapes or finiteness differ."""
+    worst = 0.0
+    for name, a in want.items():
+        b = got[name]
+        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
+            if isinstance(a, np.ndarray):
+                return float("inf")
+            continue
+        if not a.size:
+            continue
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(x)
+        if (finite != np.isfinite(y)).any() or not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+            return float("inf")
+        if finite.any():
+            scale = max(float(np.abs(x[finite]).max()), 1e-30)
+            worst = max(worst, float(np.abs(x - y)[finite].max()) / scale)
+    return worst
+
+
+def _compared(graph: DependencyGraph, reference: onnx.ModelProto, keep: Keep) -> list[str]:
+    """Float outputs; for each other output the nearest float tensors it depends on that no cut touches."""
+    elements = graph.shapes.elements
+    producers = {o: node for node in reference.graph.node for o in node.output}
+    names: dict[str, None] = {}
+    for output in reference.graph.output:
+        waiting, seen = [output.name], {output.name}
+        while waiting:
+            name = waiting.pop()
+            element = elements.get(name) or _stated(graph, name)
+            typed = graph.types.get(name)
+            whole = typed is not None and all(kept_positions(axis, keep) is None for axis in typed)
+            if name == output.name and element in FLOATS:
+                names[name] = None
+            elif element in FLOATS and whole and name in producers:
+                names[name] = None
+            elif name in producers:
+                fresh = [i for i in producers[name].input if i and i not in seen]
+                seen.update(fresh)
+                waiting.extend(fresh)
+    return list(names)
+
+
+def _stated(graph: DependencyGraph, name: str) -> int:
+    for output in graph.model.outputs:
+        if output.name == name:
+            return int(output.type.tensor_type.elem_type)
+    return 0
+
+
+def _expose(proto: onnx.ModelProto, names: list[str], graph: DependencyGraph) -> None:
+    """Make the compared tensors outputs of the model."""
+    known = {o.name for o in proto.graph.output}
+    for name in names:
+        if name not in known:
+            element = graph.shapes.elements.get(name, 0)
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
+
+
+def _shallow(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy_without_weights(proto, copy)
+    copy.graph.initializer.extend(proto.graph.initializer)
+    return copy
+
+
+# ------------------------------------------------------------------------- graphs onnxruntime cannot run
+
+
+def _foreign(proto: onnx.ModelProto) -> list[str]:
+    functions = {(f.domain, f.name) for f in proto.functions}
+    return sorted(
+        {
+            f"{node.domain}.{node.op_type}"
+            for node in proto.graph.node
+            if node.domain not in RUNNABLE | {"ai.onnx"} and (node.domain, node.op_type) not in functions
+        }
+    )
+
+
+def _around(graph: DependencyGraph, proto: onnx.ModelProto, keep: Keep) -> onnx.ModelProto:
+    """The graph without operators that onnxruntime does not have: what they read becomes outputs, what
+    they make becomes inputs where its shape is known; what then cannot be computed is left out."""
+    functions = {(f.domain, f.name) for f in proto.functions}
+    result = _shallow(proto)
+    del result.graph.node[:]
+    del result.graph.output[:]
+    del result.graph.value_info[:]
+    missing: set[str] = set()
+    read: dict[str, None] = {}
+    for node in proto.graph.node:
+        alien = node.domain not in RUNNABLE | {"ai.onnx"} and (node.domain, node.op_type) not in functions
+        if any(i in missing for i in node.input):
+            missing.update(node.output)
+        elif alien:
+            read.update(dict.fromkeys(i for i in node.input if i))
+            for output in node.output:
+                element, shape = graph.shapes.elements.get(output), graph.shapes.shapes.get(output)
+                if element and shape is not None:
+                    result.graph.input.append(onnx.helper.make_tensor_value_info(output, element, shape))
+                else:
+                    missing.add(output)
+        else:
+            result.graph.node.append(node)
+    made = {o for node in result.graph.node for o in node.output}
+    for output in proto.graph.output:
+        if output.name in made:
+            result.graph.output.append(output)
+    for name in read:
+        if name in made and name not in {o.name for o in result.graph.output}:
+            element = graph.shapes.elements.get(name, onnx.TensorProto.FLOAT)
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
+    kept = [o for o in result.opset_import if o.domain in RUNNABLE | {"ai.onnx"}]
+    del result.opset_import[:]
+    result.opset_import.extend(kept)
+    return result
+
+
+def _extra_feeds(graph: DependencyGraph, extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
+    generator = np.random.default_rng([seed, 1])
+    feeds: Feeds = {}
+    for value in extra:
+        if value.name.startswith("onnxprune."):
+            continue
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
+    return feeds
+
+
+def _unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with QuantizeLinear -> DequantizeLinear pairs taken out: rounding turns a difference in
+    the last bit into one of a whole quantum, which says nothing about the graph."""
+    makers = {o: node for node in proto.graph.node for o in node.output}
+    result = _shallow(proto)
+    for node in result.graph.node:
+        source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is not None and source.op_type == "QuantizeLinear":
+            node.CopyFrom(onnx.helper.make_node("Identity", [source.input[0]], list(node.output), name=node.name))
+    return result
