@@ -36,7 +36,7 @@ class Rounding:
 
         Groups smaller than two blocks use half blocks (down to 4 channels), so that they can be cut at all.
         """
-        block = self.align
+        block = math.lcm(self.align, GROUPED) if group.grouped else self.align
         while block > GROUPED and group.size * group.stride < 2 * block:
             block = max(block // 2, GROUPED)
         return max(block // math.gcd(block, group.stride), 1)

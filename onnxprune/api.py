@@ -21,7 +21,9 @@ from onnxprune.pipeline import Folded, Result, Source
 from onnxprune.plan import Plan
 from onnxprune.report import verdict
 from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
-from onnxprune.validation import drift, equivalence, structure
+from onnxprune.validation import equivalence, structure
+from onnxprune.validation.drift import Drift, Latency, compare_outputs, time_both
+from onnxprune.validation.equivalence import Equivalence
 
 
 def shrink(
@@ -72,9 +74,9 @@ class Validation:
     """Structure, equivalence (where a plan is given), output drift and latency of two models."""
 
     problems: tuple[str, ...]
-    equivalence: equivalence.Equivalence | None
-    drift: tuple[drift.Drift, ...]
-    latency: drift.Latency | None
+    equivalence: Equivalence | None
+    drift: tuple[Drift, ...]
+    latency: Latency | None
 
     @property
     def passed(self) -> bool:
@@ -129,7 +131,7 @@ def validate(original: Source, candidate: Source, plan: Plan | None = None) -> V
     if problems:
         return Validation(tuple(dict.fromkeys(problems)), proof, (), None)
     sessions = Session(before.proto, optimise=True, threads=1), Session(after.proto, optimise=True, threads=1)
-    return Validation((), proof, tuple(drift.measure(*sessions, feeds)), drift.latency(*sessions, feeds[0]))
+    return Validation((), proof, tuple(compare_outputs(*sessions, feeds)), time_both(*sessions, feeds[0]))
 
 
 def _feeds(model: Model, graph: DependencyGraph) -> list[Feeds]:

@@ -74,7 +74,7 @@ class Product:
 
     def __init__(self, factors: tuple[Axis, ...]) -> None:
         self.factors = factors
-        self.extent = math.prod(f.extent for f in factors)
+        self.extent: int = math.prod(f.extent for f in factors)
 
     def __repr__(self) -> str:
         return f"({' '.join(map(repr, self.factors))})"
@@ -87,7 +87,7 @@ class Sum:
 
     def __init__(self, terms: tuple[Axis, ...]) -> None:
         self.terms = terms
-        self.extent = sum(t.extent for t in terms)
+        self.extent: int = sum(t.extent for t in terms)
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))

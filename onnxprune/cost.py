@@ -6,7 +6,7 @@ a plan is known exactly before anything is cut.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -62,12 +62,12 @@ class CostModel:
         for name, tensor in graph.model.constants.items():
             if name not in typed and tensor.dims:
                 typed[name] = tuple(axes.Const(d, axes.UNIT) for d in tensor.dims)
-        for name, operand in typed.items():
+        for name, shape in typed.items():
             element = graph.model.constants[name].data_type if name in graph.model.constants else 1
             if element in _COUNTED:
-                self._params.append(_term(1, operand))
+                self._params.append(_term(1, shape))
             if name in graph.model.constants:
-                self._bytes.append(_term(_itemsize(element), operand))
+                self._bytes.append(_term(_itemsize(element), shape))
 
     def __call__(self, counts: Mapping[Var, int] | None = None) -> Cost:
         kept = dict(counts or {})
@@ -107,7 +107,7 @@ _COUNTED = {
 }
 
 
-def _term(factor: int, operand: list[Axis] | tuple[Axis, ...]) -> Term:
+def _term(factor: int, operand: Iterable[Axis]) -> Term:
     """Constant axes folded into the factor."""
     rest: list[Axis] = []
     for axis in operand:

@@ -36,6 +36,12 @@ class Link:
     outputs: tuple[list[Axis] | None, ...]
     take: Take | None = None
 
+    @property
+    def grouped(self) -> bool:
+        """Whether the node is a convolution in groups."""
+        name = self.rule.attributes.get("group")
+        return name is not None and self.labels[name].extent > 1
+
     def contracted(self) -> Iterator[str]:
         """Labels that the node sums over: in an input, in no output (parts sliced off aside)."""
         kept = {name for pattern in self.rule.outputs if pattern for name in pattern_labels(pattern)}
@@ -90,6 +96,7 @@ class Group:
     siblings: list[Group] = field(default_factory=list)
     inner: bool = False  # a minor factor of some product (positions inside heads, inside conv groups)
     stride: int = 1  # channels per unit on the axis of a producing weight
+    grouped: bool = False  # takes part in a grouped or depthwise convolution
 
     @property
     def size(self) -> int:
@@ -205,19 +212,10 @@ class DependencyGraph:
             else:
                 self._pin_tensor(name, reason)
         for name in node.captured:
-            if name in self.model.constants and name not in self.types:
-                self._captured(name, reason)
-            else:
+            if name not in self.model.constants or not self._private(name):  # a private one is cloned
                 self._pin_tensor(name, reason)
         for name in filter(None, node.outputs):
             self._pin_tensor(name, reason)
-
-    def _captured(self, name: str, reason: Reason) -> None:
-        self.types[name] = [Const(size, reason) for size in self._shape(name) or ()]
-        for node in self.model.consumers.get(name, ()):  # uses inside a body cannot be renamed
-            for i, other in enumerate(node.inputs):
-                if other == name:
-                    self._uses[node.index, i] = self.types[name] or []
 
     def _link_rule(self, node: Node, rule: Rule) -> None:
         for name in node.outputs:
@@ -409,6 +407,7 @@ class DependencyGraph:
                     if var not in found:
                         found[var] = Group("", var, [], [])
                     found[var].links.append((link, name))
+                    found[var].grouped |= link.grouped
         for axis, reason in self._lossy:
             for var in axes.free_vars(axis):
                 if reason not in found[var].lossy:
@@ -419,7 +418,7 @@ class DependencyGraph:
                     found[var].occurrences.append(occurrence)
             for _, _, _, axis in self._parameters(link):
                 self._siblings(axis, found)
-        groups = [group for group in found.values() if group.occurrences]
+        groups = [g for g in found.values() if any(o.role in ("produce", "consume") for o in g.occurrences)]
         for group in groups:
             self._identify(group)
         groups.sort(key=lambda group: group.name)

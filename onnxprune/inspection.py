@@ -67,9 +67,9 @@ class Inspection:
             f"{len(self.graph.groups)} groups; they touch {shares['params']:.1%} of the parameters and "
             f"{shares['macs']:.1%} of the MACs"
         )
-        for reason, found in sorted(_by_reason(self.graph.pinned).items()):
+        for text, found in sorted(_by_reason(self.graph.pinned).items()):
             names = ", ".join(dict.fromkeys(f"{p.tensor}:{p.axis}" for p in found[:3]))
-            console.print(f"pinned: {reason}: {names}{' ...' if len(found) > 3 else ''}", highlight=False)
+            console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}", highlight=False)
         for group in self.graph.groups:
             for reason in group.lossy[:1]:
                 console.print(f"lossy: {group.name}: {reason}", highlight=False)

@@ -37,6 +37,10 @@ def _score(group: Group, slices: Slices, order: int) -> Scores:
 
 
 def norm(rows: Rows, order: int) -> Scores:
+    """||row||_1 or ||row||_2 of each row."""
+    result: Scores
     if order == 1:
-        return np.abs(rows).sum(axis=1, dtype=np.float64)
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        result = np.abs(rows).sum(axis=1, dtype=np.float64)
+    else:
+        result = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    return result

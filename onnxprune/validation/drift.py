@@ -23,9 +23,9 @@ class Drift:
     cosine: float
 
 
-def measure(original: Session, candidate: Session, feeds: Sequence[Feeds]) -> list[Drift]:
+def compare_outputs(original: Session, candidate: Session, feeds: Sequence[Feeds]) -> list[Drift]:
     """Output drift on random inputs: a sign of how much was cut, not of accuracy."""
-    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # type: ignore[type-arg]
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for feed in feeds:
         before, after = original.run(feed), candidate.run(feed)
         for name, a in before.items():
@@ -63,7 +63,7 @@ class Latency:
     contended: bool
 
 
-def latency(original: Session, candidate: Session, feed: Feeds) -> Latency:
+def time_both(original: Session, candidate: Session, feed: Feeds) -> Latency:
     """Both models alternated in one process, one round after the other."""
     for session in (original, candidate):
         for _ in range(3):

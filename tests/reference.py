@@ -1,0 +1,204 @@
+"""What a pruned model must compute, said without the library's surgery, index arithmetic or validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+from onnxprune.axes import Axis, Const, Product, Sum, Var, resolve
+from onnxprune.dependency import DependencyGraph, Link
+from onnxprune.model import Model
+from onnxprune.plan import Keep, Plan
+
+Array = npt.NDArray[Any]
+Masks = Mapping[Var, Array]
+TOLERANCE = 1e-4
+
+
+def graph_of(proto: onnx.ModelProto) -> DependencyGraph:
+    return DependencyGraph(Model(proto))
+
+
+def masks(graph: DependencyGraph, plan: Plan) -> dict[Var, Array]:
+    """Which units of each group the plan keeps."""
+    groups = {group.name: group for group in graph.groups}
+    result = {}
+    for edit in plan.edits:
+        result[groups[edit.group].var] = np.isin(np.arange(edit.size), edit.units)
+    return result
+
+
+def random_plan(graph: DependencyGraph, digest: str, seed: int, lossy: bool = False) -> Plan:
+    """Random units of every group that can be cut exactly (or of all groups)."""
+    rng = np.random.default_rng(seed)
+    edits = []
+    for group in graph.groups:
+        count = int(rng.integers(1, group.size + 1))
+        units = tuple(int(u) for u in np.sort(rng.permutation(group.size)[:count]))
+        if count < group.size and (lossy or group.kind == "exact"):
+            edits.append(Keep(group.name, group.size, units, group.kind))
+    return Plan(digest, tuple(edits))
+
+
+def stays(axis: Axis, keep: Masks) -> Array:
+    """For each position of an axis whether it stays."""
+    axis = resolve(axis)
+    if isinstance(axis, Const):
+        return np.ones(axis.extent, dtype=bool)
+    if isinstance(axis, Var):
+        return keep.get(axis, np.ones(axis.extent, dtype=bool))
+    if isinstance(axis, Sum):
+        return np.concatenate([stays(term, keep) for term in axis.terms])
+    assert isinstance(axis, Product)
+    result = np.ones(1, dtype=bool)
+    for factor in axis.factors:
+        result = np.outer(result, stays(factor, keep)).ravel()
+    return result
+
+
+# ------------------------------------------------------------------------------------ the masked original
+
+
+def masked(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
+    """The original with the removed units zeroed in front of every operator that sums over them."""
+    keep = masks(graph, plan)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(graph.model.proto)
+    nodes = {link.node.index: list(_summed(link)) for link in graph.links}
+    result: list[onnx.NodeProto] = []
+    for index, node in enumerate(proto.graph.node):
+        for i, axis, rank, typed in nodes.get(index, ()):
+            here = stays(typed, keep)
+            if here.all():
+                continue
+            stem = f"masked.{index}.{i}.{axis}"
+            shape = [-1 if j == axis else 1 for j in range(rank)]
+            mask = numpy_helper.from_array(here.reshape(shape).astype(np.float32), f"{stem}.mask")
+            result.append(helper.make_node("Constant", [], [f"{stem}.mask"], value=mask))
+            result.append(helper.make_node("Mul", [node.input[i], f"{stem}.mask"], [stem]))
+            node.input[i] = stem
+        result.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(result)
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _summed(link: Link) -> Iterator[tuple[int, int, int, Axis]]:
+    """(input, axis, rank, type) where each label that the node sums over first occurs."""
+    if link.take is not None:
+        return
+    rule = link.rule
+    made = {name for pattern in rule.outputs for terms in pattern or () for term in terms for name in term}
+    done: set[str] = set()
+    for i, pattern in enumerate(rule.inputs):
+        for axis, terms in enumerate(pattern or ()):
+            inside = {name for term in terms for name in term} - made - done
+            typed = link.inputs[i] if i < len(link.inputs) else None
+            if inside and typed is not None:
+                done |= inside
+                yield i, axis, len(typed), typed[axis]
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+def feeds(model: onnx.ModelProto, batch: int = 2, seed: int = 0) -> dict[str, Array]:
+    """Random inputs; every symbolic extent is `batch`."""
+    rng = np.random.default_rng(seed)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return {
+        info.name: rng.standard_normal(
+            [dim.dim_value or batch for dim in info.type.tensor_type.shape.dim], dtype=np.float32
+        )
+        for info in model.graph.input
+        if info.name not in stored
+    }
+
+
+def run(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> list[Array]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, dict(inputs))
+
+
+def error(got: list[Array], want: list[Array]) -> float:
+    """The largest difference as a share of each output's scale; infinite where shapes differ."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if a.shape != b.shape:
+            return math.inf
+        if b.size:
+            scale = max(float(np.abs(b).max()), 1e-6)
+            worst = max(worst, float(np.abs(a.astype(np.float64) - b).max()) / scale)
+    return worst
+
+
+def assert_equal_to_masked(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> None:
+    reference = masked(graph, plan)
+    for batch, seed in ((2, 0), (1, 1)):
+        inputs = feeds(graph.model.proto, batch, seed)
+        want = run(reference, inputs)
+        assert all(np.isfinite(value).all() for value in want)
+        assert error(run(pruned, inputs), want) < TOLERANCE
+
+
+# ----------------------------------------------------------------------------------------------- counting
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Elements of all stored floating-point tensors with axes."""
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in stored_tensors(model).values()
+        if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT
+    )
+
+
+def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    return tensors
+
+
+def macs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> int:
+    """Multiply-accumulates at these inputs, by the shapes that onnxruntime meets."""
+    proto = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    weighted = [n for n in proto.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    wanted = {name for node in weighted for name in (*node.input[:2], node.output[0])}
+    known = stored_tensors(model)
+    shapes = {name: tuple(known[name].dims) for name in wanted & known.keys()}
+    shapes |= {name: value.shape for name, value in inputs.items()}
+    rest = sorted(wanted - shapes.keys())
+    types = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    del probe.graph.output[:]
+    probe.graph.output.extend(types[name] for name in rest)
+    if rest:
+        shapes |= {n: v.shape for n, v in zip(rest, run(probe, inputs), strict=True)}
+    return sum(_node_macs(node, shapes) for node in weighted)
+
+
+def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+    if node.op_type == "Conv":
+        return math.prod(y) * math.prod(w[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])
+    if node.op_type == "MatMul":
+        return math.prod(y) * x[-1]
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(y) * x[0 if transposed else 1]

@@ -1,0 +1,588 @@
+"""Hypothesis strategies: random small networks, drawn with `models.builder`.
+
+A network starts from one image, grows by steps that each read one or two live tensors and add new
+ones, and ends in a head of fixed width, so that every channel count between is free to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+from onnx import ModelProto, TensorProto
+
+from models.builder import Graph, Tensor
+
+CLASSES = 5
+WIDTHS = st.integers(2, 12)
+MAX_WIDTH = 24
+MAX_SIDE = 8
+ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "Softplus", "LeakyRelu", "Elu", "Neg", "HardSigmoid", "Cos")
+
+
+@dataclass
+class Network:
+    """A graph that grows: `live` tensors have the shape (batch, channels, height, width)."""
+
+    g: Graph
+    draw: DrawFn
+    live: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+    def pick(self) -> Tensor:
+        """One of the last live tensors."""
+        return self.live[-1 - self.number(0, min(2, len(self.live) - 1))]
+
+    def number(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def choice(self, *options: int) -> int:
+        return self.draw(st.sampled_from(options))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def width(self) -> int:
+        return self.draw(WIDTHS)
+
+    def divisor(self, *numbers: int) -> int:
+        """A common divisor above 1, or 1 where there is none."""
+        common = [d for d in range(2, min(numbers) + 1) if not any(n % d for n in numbers)]
+        return self.draw(st.sampled_from(common)) if common else 1
+
+    def conv(self, x: Tensor, width: int, k: int = 1, group: int = 1) -> Tensor:
+        y = self.g.conv(x, width, k, group=group, bias=self.flag())
+        self.weights.append(self._weight(y))
+        return y
+
+    def _weight(self, made: Tensor) -> Tensor:
+        node = self.g.nodes[-1]
+        assert node.output[0] == made.name
+        known = {t.name: tuple(t.dims) for t in self.g.initializers}
+        known |= {n.output[0]: tuple(n.attribute[0].t.dims) for n in self.g.nodes if n.op_type == "Constant"}
+        return Tensor(node.input[1], known[node.input[1]])
+
+    def vector(self, *shape: int) -> Tensor:
+        """Stored numbers away from zero, of both signs."""
+        signs = np.where(self.g.rng.random(shape) < 0.3, -1, 1).astype(np.float32)
+        return self.g.const(self.g.uniform(0.5, 1.5, *shape) * signs, np.float32)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(batch, channels, 1, 1): the mean over space."""
+        if self.flag():
+            return self.g.gap(x)
+        return self.g.reduce("ReduceMean", x, 2, 3)
+
+
+Step = Callable[[Network], Tensor | list[Tensor]]
+STEPS: dict[str, Step] = {}
+
+
+def step(function: Step) -> Step:
+    """Register a step under its name."""
+    STEPS[function.__name__] = function
+    return function
+
+
+# Weights
+
+
+@step
+def convolve(n: Network) -> Tensor:
+    return n.conv(n.pick(), n.width(), n.choice(1, 3))
+
+
+@step
+def convolve_normalised(n: Network) -> Tensor:
+    return n.g.act(n.g.bn(n.conv(n.pick(), n.width(), n.choice(1, 3))), "relu")
+
+
+@step
+def convolve_grouped(n: Network) -> Tensor:
+    x = n.pick()
+    group = n.divisor(x.channels)
+    return n.conv(x, group * n.number(1, 4), 3, group)
+
+
+@step
+def convolve_depthwise(n: Network) -> Tensor:
+    x = n.pick()
+    return n.conv(x, x.channels * n.choice(1, 1, 2), 3, x.channels)
+
+
+@step
+def convolve_transposed(n: Network) -> Tensor:
+    x = n.pick()
+    group = n.divisor(x.channels) if n.flag() else 1
+    k, stride, pad = (2, 2, 0) if max(x.spatial) * 2 <= MAX_SIDE else (3, 1, 1)
+    return n.g.conv_transpose(x, group * n.number(1, 4), k, stride=stride, pad=pad, group=group, bias=n.flag())
+
+
+@step
+def convolve_with_a_known_filter(n: Network) -> Tensor:
+    """The filter of an earlier convolution, where one fits."""
+    x = n.pick()
+    fitting = [w for w in n.weights if w.rank == 4 and w.extent(1) == x.channels]
+    if not fitting:
+        return n.conv(x, n.width())
+    return n.g.conv(x, weight=n.draw(st.sampled_from(fitting)), bias=n.flag())
+
+
+@step
+def dense_on_channels(n: Network) -> Tensor:
+    """A matrix product over the last axis, between two transpositions."""
+    x = n.g.transpose(n.pick(), 0, 2, 3, 1)
+    return n.g.transpose(n.g.matmul(x, n.width(), bias=n.flag()), 0, 3, 1, 2)
+
+
+@step
+def dense_on_width(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.matmul(x, n.choice(4, x.spatial[1]))
+
+
+@step
+def dense_over_everything(n: Network) -> Tensor:
+    """Flatten, two Gemms, and back to a map."""
+    x = n.pick()
+    if n.flag():
+        x = n.g.max_pool(x, 2)
+    y = n.g.gemm(n.g.flatten(x), n.width(), trans_b=n.flag(), alpha=0.5, beta=2.0)
+    side, width = n.choice(1, 2), n.width()
+    y = n.g.gemm(n.g.relu(y), width * side * side)
+    return n.g.reshape(y, 0, width, side, side)
+
+
+@step
+def contract_by_einsum(n: Network) -> Tensor:
+    x, width = n.pick(), n.width()
+    weight = n.g.const(n.g.he(width, x.channels, fan_in=x.channels), np.float32)
+    return n.g.op("Einsum", x, weight, equation="bchw,oc->bohw")
+
+
+@step
+def filter_behind_transpose(n: Network) -> Tensor:
+    x, width = n.pick(), n.width()
+    weight = n.g.const(n.g.he(x.channels, width, 1, 1, fan_in=x.channels), np.float32)
+    return n.g.conv(x, weight=n.g.transpose(weight, 1, 0, 2, 3))
+
+
+@step
+def attend(n: Network) -> Tensor:
+    """Multi-head attention over the positions of a small map, from one joint projection."""
+    x = n.pick()
+    while x.spatial[0] * x.spatial[1] > 16:
+        x = n.g.max_pool(x, 2)
+    positions, heads, depth = x.spatial[0] * x.spatial[1], n.choice(1, 2, 3), n.choice(2, 4)
+    tokens = n.g.transpose(n.g.reshape(x, 0, 0, positions), 0, 2, 1)
+    joint = n.g.matmul(tokens, 3 * heads * depth, bias=n.flag())
+    if n.flag():
+        whole = n.g.reshape(joint, 0, positions, 3, heads, depth)
+        parts = [n.g.op("Squeeze", p, n.g.const([2])) for p in n.g.split(whole, 3, axis=2)]
+    else:
+        parts = [n.g.reshape(p, 0, positions, heads, depth) for p in n.g.split(joint, 3, axis=2)]
+    query, key, value = (n.g.transpose(p, 0, 2, 1, 3) for p in parts)
+    scores = n.g.op("MatMul", query, n.g.transpose(key, 0, 1, 3, 2))
+    mixed = n.g.op("MatMul", n.g.op("Softmax", n.g.mul(scores, n.g.const(0.5, np.float32)), axis=-1), value)
+    flat = n.g.reshape(n.g.transpose(mixed, 0, 2, 1, 3), 0, positions, heads * depth)
+    width = n.width()
+    result = n.g.transpose(n.g.matmul(flat, width, bias=n.flag()), 0, 2, 1)
+    return n.g.reshape(result, 0, width, *x.spatial)
+
+
+# Elementwise
+
+
+@step
+def activate(n: Network) -> Tensor:
+    return n.g.op(n.draw(st.sampled_from(ACTIVATIONS)), n.pick())
+
+
+@step
+def clip(n: Network) -> Tensor:
+    return n.g.clip(n.pick(), -1.0, 2.0)
+
+
+@step
+def activate_by_channel(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.op("PRelu", x, n.vector(x.channels, 1, 1))
+
+
+@step
+def normalise(n: Network) -> Tensor:
+    return n.g.bn(n.pick())
+
+
+@step
+def scale(n: Network) -> Tensor:
+    """A product with a stored tensor that broadcasts in one of several ways."""
+    x = n.pick()
+    height, width = x.spatial
+    shapes = [(1, x.channels, 1, 1), (x.channels, 1, 1), (), (1,), (width,), (height, 1), (x.channels, 1, width)]
+    return n.g.mul(x, n.vector(*n.draw(st.sampled_from(shapes))))
+
+
+@step
+def shift_left(n: Network) -> Tensor:
+    """A stored tensor minus the map: the constant is the first operand."""
+    x = n.pick()
+    return n.g.op("Sub", n.vector(x.channels, 1, 1), x)
+
+
+@step
+def add_residual(n: Network) -> Tensor:
+    """A sum with another tensor of the same shape; a convolution makes one where there is none."""
+    x = n.pick()
+    same = [y for y in n.live if y.shape == x.shape and y is not x]
+    if same and n.flag():
+        return n.g.add(x, n.draw(st.sampled_from(same)))
+    return n.g.add(x, n.conv(n.g.relu(x), x.channels, 3))
+
+
+@step
+def choose(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.op("Where", n.g.op("Greater", x, n.g.const(0.0, np.float32)), x, n.vector(x.channels, 1, 1))
+
+
+@step
+def maximum(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.op("Max", x, n.conv(x, x.channels), n.vector(x.channels, 1, 1))
+
+
+@step
+def gate(n: Network) -> Tensor:
+    """Squeeze and excitation."""
+    x, width = n.pick(), n.width()
+    y = n.g.op("Sigmoid", n.conv(n.g.relu(n.conv(n.pool(x), width)), x.channels))
+    return n.g.mul(x, y)
+
+
+@step
+def gate_by_gemm(n: Network) -> Tensor:
+    x, width = n.pick(), n.width()
+    y = n.g.gemm(n.g.relu(n.g.gemm(n.g.flatten(n.g.gap(x)), width)), x.channels)
+    y = n.g.op("Sigmoid", y)
+    if n.flag():
+        return n.g.mul(x, n.g.unsqueeze(y, 2, 3))
+    return n.g.mul(x, n.g.reshape(y, -1 if n.flag() else 0, x.channels, 1, 1, shape=("batch", x.channels, 1, 1)))
+
+
+@step
+def gate_from_another(n: Network) -> Tensor:
+    """Channels of one map scaled by the pooled channels of another of the same width."""
+    x = n.pick()
+    same = [y for y in n.live if y.channels == x.channels]
+    return n.g.mul(x, n.pool(n.draw(st.sampled_from(same))))
+
+
+@step
+def gate_by_sum(n: Network) -> Tensor:
+    """A map of one channel, summed over all of them, that gates every channel."""
+    x = n.pick()
+    y = n.g.reduce("ReduceSum", x, 1, keepdims=True)
+    return n.g.mul(x, n.g.op("Sigmoid", y))
+
+
+@step
+def expand(n: Network) -> Tensor:
+    """Pooled channels broadcast to the map's own shape, which is computed."""
+    x = n.pick()
+    return n.g.op("Expand", n.pool(x), n.g.op("Shape", x), shape=x.shape)
+
+
+# Side by side
+
+
+@step
+def concatenate(n: Network) -> Tensor:
+    x = n.pick()
+    fitting = [y for y in n.live if y.spatial == x.spatial and y.channels + x.channels <= MAX_WIDTH]
+    if not fitting:
+        return n.g.relu(x)
+    other = n.draw(st.sampled_from(fitting))
+    return n.g.concat(x, other) if n.flag() else n.g.concat(other, x)
+
+
+@step
+def concatenate_rows(n: Network) -> Tensor:
+    x = n.pick()
+    if x.spatial[0] * 2 > MAX_SIDE:
+        return n.g.relu(x)
+    return n.g.concat(x, n.conv(x, x.channels), axis=2)
+
+
+@step
+def split_equally(n: Network) -> list[Tensor]:
+    x = n.pick()
+    parts = n.divisor(x.channels)
+    return n.g.split(x, parts) if parts <= 4 else [x]
+
+
+@step
+def split_unequally(n: Network) -> list[Tensor]:
+    x = n.pick()
+    first = n.number(1, x.channels - 1) if x.channels > 1 else 0
+    return n.g.split(x, [first, x.channels - first]) if first else [x]
+
+
+@step
+def slice_channels(n: Network) -> Tensor:
+    x = n.pick()
+    start = n.number(0, x.channels - 1)
+    stop = n.number(start + 1, x.channels)
+    low, high = start, stop
+    if n.flag():
+        low, high = start - x.channels, stop - x.channels if stop < x.channels else 2**62
+    return n.g.slice(x, [low], [high], [1])
+
+
+@step
+def slice_both(n: Network) -> Tensor:
+    """Channels and rows at once."""
+    x = n.pick()
+    if x.channels < 2 or x.spatial[0] < 2:
+        return n.g.relu(x)
+    return n.g.slice(x, [0, 1], [x.channels - 1, -1 if x.spatial[0] > 2 else 2], [1, 2])
+
+
+@step
+def slice_strided(n: Network) -> Tensor:
+    x = n.pick()
+    stride = n.choice(2, 3, -1)
+    if x.channels < 3:
+        return n.g.relu(x)
+    start, stop = (n.number(0, 1), 2**62) if stride > 0 else (x.channels, -(2**62))
+    return n.g.slice(x, [start], [stop], [1], [stride])
+
+
+@step
+def gather_channels(n: Network) -> Tensor:
+    x = n.pick()
+    index = n.draw(st.lists(st.integers(-x.channels, x.channels - 1), min_size=2, max_size=10))
+    return n.g.op("Gather", x, n.g.const(index), axis=1)
+
+
+@step
+def pad_channels(n: Network) -> Tensor:
+    return n.g.pad(n.pick(), [0, n.number(0, 2), 0, 0], [0, n.number(1, 2), 0, 0])
+
+
+@step
+def pad_space(n: Network) -> Tensor:
+    x = n.pick()
+    if max(x.spatial) >= MAX_SIDE or min(x.spatial) < 2:
+        return n.g.relu(x)
+    return n.g.pad(x, [0, 0, 1, 0], [0, 0, 0, 1], n.draw(st.sampled_from(["constant", "reflect", "edge"])))
+
+
+@step
+def repeat(n: Network) -> Tensor:
+    x = n.pick()
+    if 2 * x.channels > MAX_WIDTH:
+        return n.g.relu(x)
+    return n.g.op("Tile", x, n.g.const([1, 2, 1, 1]))
+
+
+# Layout
+
+
+@step
+def shuffle(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.channel_shuffle(x, n.divisor(x.channels))
+
+
+@step
+def shuffle_by_gather(n: Network) -> Tensor:
+    x = n.pick()
+    groups = n.divisor(x.channels)
+    index = np.arange(x.channels).reshape(groups, -1).T.ravel()
+    return n.g.op("Gather", x, n.g.const(index), axis=1)
+
+
+@step
+def shuffle_with_computed_shape(n: Network) -> Tensor:
+    """A shuffle whose shapes are put together at run time, as exporters write them."""
+    x = n.pick()
+    groups, (height, width) = n.divisor(x.channels), x.spatial
+    whole = n.g.op("Shape", x)
+
+    def extent(i: int) -> Tensor:
+        return n.g.op("Gather", whole, n.g.const([i]), axis=0)
+
+    channels = extent(1) if n.flag() else n.g.const([x.channels])
+    inner = n.g.op("Div", channels, n.g.const([groups])) if n.flag() else n.g.const([x.channels // groups])
+    parts = [extent(0), n.g.const([groups]), inner, extent(2), extent(3)]
+    y = n.g.op(
+        "Reshape", x, n.g.op("Concat", *parts, axis=0),
+        shape=(x.shape[0], groups, x.channels // groups, height, width),
+    )  # fmt: skip
+    y = n.g.transpose(y, 0, 2, 1, 3, 4)
+    back = n.g.op("Concat", extent(0), n.g.const([-1]) if n.flag() else channels, extent(2), extent(3), axis=0)
+    return n.g.op("Reshape", y, back, shape=x.shape)
+
+
+@step
+def view_as_pairs(n: Network) -> Tensor:
+    """Channels seen as (c, 2) and summed, or weighed, over the pairs."""
+    x = n.pick()
+    if x.channels % 2:
+        return n.g.relu(x)
+    y = n.g.reshape(x, 0, x.channels // 2, 2, *x.spatial) if n.flag() else n.g.reshape(
+        x, 0, -1, 2, *x.spatial, shape=(x.shape[0], x.channels // 2, 2, *x.spatial)
+    )  # fmt: skip
+    axis = n.choice(1, 2)
+    y = n.g.mul(y, n.vector(2, 1, 1)) if n.flag() else y
+    y = n.g.reduce("ReduceSum", y, axis, keepdims=False)
+    return y
+
+
+@step
+def view_across_space(n: Network) -> Tensor:
+    """Rows become channels."""
+    x = n.pick()
+    height, width = x.spatial
+    if x.channels * height > MAX_WIDTH:
+        return n.g.relu(x)
+    return n.g.reshape(x, 0, x.channels * height, 1, width)
+
+
+@step
+def view_flat_and_back(n: Network) -> Tensor:
+    x = n.pick()
+    height, width = x.spatial
+    y = n.g.op("Tanh", n.g.reshape(x, 0, x.channels, height * width))
+    if n.flag():
+        y = n.g.transpose(n.g.transpose(y, 0, 2, 1), 0, 2, 1)
+    return n.g.reshape(y, 0, x.channels, height, width)
+
+
+@step
+def swap_channels_and_rows(n: Network) -> Tensor:
+    x = n.pick()
+    return n.g.transpose(x, 0, 2, 1, 3) if max(x.channels, *x.spatial) <= MAX_SIDE else n.g.relu(x)
+
+
+@step
+def squeeze(n: Network) -> Tensor:
+    """Drop the spatial axes of a pooled map and put them back."""
+    y = n.g.op("Tanh", n.g.squeeze(n.pool(n.pick()), 2, 3))
+    return n.g.unsqueeze(y, -1, -2)
+
+
+@step
+def squeeze_whatever_is_single(n: Network) -> Tensor:
+    """A Squeeze that names no axes."""
+    x = n.pick()
+    if x.channels < 2 or isinstance(x.shape[0], str):
+        return n.g.relu(x)
+    y = n.g.op("Squeeze", n.pool(x), shape=x.shape[:2])
+    return n.g.unsqueeze(y, 2, 3)
+
+
+@step
+def depth_to_space(n: Network) -> Tensor:
+    x = n.pick()
+    if x.channels % 4 or max(x.spatial) * 2 > MAX_SIDE:
+        return n.g.relu(x)
+    return n.g.op("DepthToSpace", x, blocksize=2, mode=n.draw(st.sampled_from(["DCR", "CRD"])))
+
+
+@step
+def space_to_depth(n: Network) -> Tensor:
+    x = n.pick()
+    if x.channels * 4 > MAX_WIDTH or any(side % 2 for side in x.spatial):
+        return n.g.relu(x)
+    return n.g.op("SpaceToDepth", x, blocksize=2)
+
+
+# Space and statistics
+
+
+@step
+def pool(n: Network) -> Tensor:
+    x = n.pick()
+    if min(x.spatial) < 2:
+        return n.g.relu(x)
+    return n.g.max_pool(x, 2) if n.flag() else n.g.avg_pool(x, 3, stride=1, pad=1)
+
+
+@step
+def enlarge(n: Network) -> Tensor:
+    x = n.pick()
+    if max(x.spatial) * 2 > MAX_SIDE:
+        return n.g.relu(x)
+    height, width = x.spatial
+    if n.flag() or isinstance(x.shape[0], str):
+        return n.g.upsample(x)
+    return n.g.resize(x, sizes=[int(x.shape[0]), x.channels, 2 * height, 2 * width])
+
+
+@step
+def average_channels(n: Network) -> Tensor:
+    """A mean over channels: cutting them is lossy."""
+    x = n.pick()
+    return n.g.add(x, n.g.reduce("ReduceMean", x, 1))
+
+
+@step
+def standardise(n: Network) -> Tensor:
+    x = n.pick()
+    kind = n.number(0, 2)
+    if kind == 0:
+        return n.g.op("InstanceNormalization", x, n.vector(x.channels), n.vector(x.channels))
+    if kind == 1 and n.g.opset >= 17:
+        y = n.g.transpose(x, 0, 2, 3, 1)
+        y = n.g.op("LayerNormalization", y, n.vector(x.channels), n.vector(x.channels))
+        return n.g.transpose(y, 0, 3, 1, 2)
+    groups = n.divisor(x.channels)
+    if n.g.opset >= 21 and min(x.spatial) > 1:
+        return n.g.op("GroupNormalization", x, n.vector(x.channels), n.vector(x.channels), shape=x.shape, num_groups=groups)
+    return n.g.op("Softmax", x, axis=1)
+
+
+# Networks
+
+
+@st.composite
+def networks(draw: DrawFn, low: int = 2, high: int = 9, steps: tuple[str, ...] = tuple(STEPS)) -> ModelProto:
+    """A random network of `low` to `high` steps, with one or two heads of fixed width."""
+    opset = draw(st.sampled_from([13, 17, 18, 21]))
+    storage = draw(st.sampled_from(["initializer", "initializer", "constant"]))
+    g = Graph("random", opset=opset, ir=10, seed=draw(st.integers(0, 2**16)), storage=storage)
+    batch: int | str = draw(st.sampled_from(["batch", 2]))
+    side = draw(st.sampled_from([4, 6]))
+    n = Network(g, draw)
+    n.live.append(n.conv(g.input(batch, 3, side, side, name="image"), n.width(), 3))
+    for name in draw(st.lists(st.sampled_from(steps), min_size=low, max_size=high)):
+        made = STEPS[name](n)
+        n.live.extend(made if isinstance(made, list) else [made])
+    heads = [_head(n, n.live[-1])]
+    if n.flag():
+        heads.append(_head(n, n.pick()))
+    return g.model(*heads)
+
+
+def _head(n: Network, x: Tensor) -> Tensor:
+    """Classes by pooling or flattening, or a map of fixed width."""
+    kind = n.number(0, 3)
+    if kind == 0:
+        return n.g.gemm(n.g.flatten(x), CLASSES)
+    if kind == 1:
+        return n.g.conv(x, CLASSES, 1)
+    if kind == 2:
+        return n.g.matmul(n.g.reduce("ReduceMean", x, 2, 3, keepdims=False), CLASSES)
+    return n.g.gemm(n.g.flatten(n.g.gap(x)), CLASSES)
+
+
+def seeds() -> SearchStrategy[int]:
+    return st.integers(0, 2**16)
+
+
+__all__ = ["STEPS", "Network", "TensorProto", "networks", "seeds"]
