@@ -14,6 +14,7 @@ import onnx
 from onnxprune import axes
 from onnxprune.axes import Axis, Var
 from onnxprune.dependency import DependencyGraph
+from onnxprune.sizes import is_dynamic
 
 Counts = dict[Var, int]
 # One term of a cost: a constant factor times the product of the extents of some axes.
@@ -139,7 +140,7 @@ def _batch(graph: DependencyGraph) -> int:
     """The size given to a dynamic batch dimension during analysis."""
     for value in graph.model.inputs:
         dims = value.type.tensor_type.shape.dim
-        if dims and (not dims[0].HasField("dim_value") or dims[0].dim_value <= 0):
+        if dims and is_dynamic(dims[0]):
             shape = graph.shapes.shapes.get(value.name)
             return shape[0] if shape and shape[0] else 1
     return 1

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxprune.errors import UserError
+from onnxprune.model import Array
 
 FORMAT = 1
 
@@ -28,6 +30,34 @@ class Keep:
     @property
     def removed(self) -> int:
         return self.size - len(self.units)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SetWeight:
+    """Give a constant this value, in the array's own dtype; a name that is no constant yet becomes an
+    initializer."""
+
+    name: str
+    array: Array
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewire:
+    """Take nodes out, put nodes in, and redirect readers.
+
+    remove   tensors; the nodes that make them go
+    replace  tensor -> the tensor that its readers read from now on
+    add      nodes; each stands where the first removed node stood, or behind what it reads
+    """
+
+    remove: tuple[str, ...] = ()
+    replace: Mapping[str, str] = field(default_factory=dict)
+    add: tuple[onnx.NodeProto, ...] = ()
+    reason: str = ""
+
+
+Edit = SetWeight | Rewire
 
 
 @dataclass(frozen=True)

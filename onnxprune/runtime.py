@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune.model import Array, Model, Node, save
-from onnxprune.sizes import Sizes, dim_key
+from onnxprune.sizes import Sizes, dim_key, is_dynamic
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
@@ -80,9 +80,7 @@ def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int])
         if not value.type.HasField("tensor_type") or tensor.elem_type in (0, onnx.TensorProto.STRING):
             raise RunError(f"input '{value.name}' is not a tensor of numbers")
         shape = [
-            dim.dim_value
-            if dim.HasField("dim_value") and dim.dim_value > 0
-            else sizes[dim_key(value.name, axis, dim)]
+            sizes[dim_key(value.name, axis, dim)] if is_dynamic(dim) else dim.dim_value
             for axis, dim in enumerate(tensor.shape.dim)
         ]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)

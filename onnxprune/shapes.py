@@ -8,6 +8,7 @@ and at last by one run in onnxruntime.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, lookup
 from onnxprune.ops.spec import Shape
 from onnxprune.runtime import RunError, Session, make_feeds
-from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims
+from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
 SMALL = 4096  # elements of integer tensors whose values are followed
 SMALL_FLOAT = 64
@@ -76,6 +77,8 @@ def analyse(model: Model) -> Shapes:
         if proto is None:
             continue
         shapes = _complete(model, proto, sizes)
+        if not _consistent(model, shapes):
+            continue
         if first is None:
             first = shapes
             if not keys:
@@ -87,6 +90,7 @@ def analyse(model: Model) -> Shapes:
         sizes = next(assignments(keys))
         proto = _infer(base, model, sizes, strict=False)
         first = _complete(model, proto or base, sizes)
+        _run(model, first, [o for node in model.nodes for o in node.outputs if o])
     if keys and first.other is None:
         first.other = Shapes(first.sizes)  # nothing is known to be static
     return first
@@ -130,12 +134,22 @@ def _infer(base: onnx.ModelProto, model: Model, sizes: Sizes, strict: bool) -> o
         if value.name in known:
             continue
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+            if is_dynamic(dim):
                 dim.dim_value = sizes[dim_key(value.name, axis, dim)]
     try:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
         return None
+
+
+def _consistent(model: Model, shapes: Shapes) -> bool:
+    """Whether every Reshape keeps the number of elements: inference does not check computed targets."""
+    for node in model.nodes:
+        if node.op == "Reshape" and node.domain == "":
+            old, new = shapes.shapes.get(node.inputs[0]), shapes.shapes.get(node.outputs[0])
+            if old is not None and new is not None and math.prod(old) != math.prod(new):
+                return False
+    return True
 
 
 def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
@@ -161,22 +175,22 @@ def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
             _infer_node(model, node, result)
         if spec is not None and spec.evaluate is not None:
             _evaluate(model, node, result)
-    _run(model, result)
+    _run(model, result, [o for node in model.nodes for o in node.outputs if o and o not in result.shapes])
     return result
 
 
-def _run(model: Model, result: Shapes) -> None:
-    """Shapes that inference cannot give (functions, fused operators), from one run in onnxruntime."""
-    missing = [o for node in model.nodes for o in node.outputs if o and o not in result.shapes]
-    if not missing:
+def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
+    """Shapes that inference cannot give (functions, fused operators) or gets wrong, from one run in
+    onnxruntime."""
+    if not wanted:
         return
     proto = onnx.ModelProto()
     copy_without_weights(model.proto, proto)
     proto.graph.initializer.extend(model.proto.graph.initializer)
     given = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name not in given)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
     try:
-        values = Session(proto).run(make_feeds(model, result.sizes, 0, {}), missing)
+        values = Session(proto).run(make_feeds(model, result.sizes, 0, {}), wanted)
     except RunError:
         return
     for name, value in values.items():

@@ -17,10 +17,15 @@ def dynamic_dims(model: Model) -> dict[str, str]:
     for value in model.inputs:
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
-            if not dim.HasField("dim_value") or dim.dim_value <= 0:
+            if is_dynamic(dim):
                 kind = "batch" if axis == 0 else "space" if len(dims) >= 4 else "length"
                 keys.setdefault(dim_key(value.name, axis, dim), kind)
     return keys
+
+
+def is_dynamic(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an extent is left open; a stated 0 is an empty axis (some exporters write -1 for open)."""
+    return not dim.HasField("dim_value") or dim.dim_value < 0
 
 
 def dim_key(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:
@@ -33,6 +38,9 @@ _PROFILES = (
     {"batch": (3,), "space": (224,), "length": (16,)},
     {"batch": (2,), "space": (160,), "length": (24,)},
     {"batch": (1,), "space": (224,), "length": (64,)},
+    {"batch": (3,), "space": (48, 320), "length": (32,)},
+    {"batch": (2,), "space": (48, 160), "length": (40,)},
+    {"batch": (3,), "space": (32, 128), "length": (64,)},
     {"batch": (1,), "space": (320,), "length": (128,)},
     {"batch": (1,), "space": (28,), "length": (1,)},
 )

@@ -281,8 +281,8 @@ def refine(left: Shape, right: Shape) -> tuple[Pattern, Pattern, dict[str, int],
     """
     sizes: dict[str, int] = {}
     pinned: dict[str, str] = {}
-    if 0 in (*left, *right):
-        raise Unknown("an extent is zero")
+    if 0 in (*left, *right) or math.prod(left) != math.prod(right):
+        raise Unknown(f"extents {left} and {right} do not hold the same elements")
     out: tuple[list[AxisPattern], list[AxisPattern]] = ([], [])
     for a, b in _segments(left, right):
         if not (pieces := _common(a, b)):

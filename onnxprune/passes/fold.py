@@ -1,1 +1,338 @@
-def fold(model): return model.proto, []
+"""Say the same with fewer nodes, exactly: evaluate constants, drop what does nothing, fold scales and shifts.
+
+Three rewrites, each planned as data for `rewrite.apply` and repeated until none is left:
+
+* nodes that read only constants are evaluated, unless storing the result costs more than it frees;
+* Identity and Dropout go;
+* BatchNormalization, Mul, Add, Sub and Div by constants behind an operator that is affine in its
+  weights (Conv, ConvTranspose, Gemm, MatMul, normalisations with a gain) move into weight and bias.
+  The operator's declaration says which axes of the weight carry which axes of the output, so groups,
+  depthwise kernels and transposed layouts are all the same case.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune import rewrite
+from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights, subgraphs
+from onnxprune.ops import Rule, Unknown, lookup
+from onnxprune.ops.spec import Pattern
+from onnxprune.plan import Edit, Rewire, SetWeight
+from onnxprune.runtime import RunError, Session
+from onnxprune.shapes import Shapes, analyse
+
+SMALL = 1024  # elements of results that are stored whatever they replace
+CLONE_BYTES = 1 << 20  # a shared weight above this is not cloned for a fold
+PRECISION = 2.0**-8  # how far storing a folded weight may change a channel of it: bfloat16's rounding
+TINY = 1e-37  # values below are zero, so that float32's subnormals need not keep their precision
+
+
+def fold(model: Model) -> tuple[onnx.ModelProto, list[Edit]]:
+    """The folded model and the edits that make it; the model's own proto where there is nothing to fold.
+
+    Folding a folded model changes nothing.
+    """
+    edits: list[Edit] = []
+    while found := plan(model):
+        edits += found
+        model = Model(rewrite.apply(model, found), model.path, model.external)
+    return model.proto, edits
+
+
+def plan(model: Model) -> list[Edit]:
+    """The edits of one round; none if the model is folded."""
+    facts = _Facts(model)
+    return [*_constants(facts), *_idle(facts)] or _scales(facts)
+
+
+class _Facts:
+    """A model, and what planning a round asks about it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        annotations = model.proto.graph.quantization_annotation
+        captured = {name for node in model.nodes for name in node.captured}
+        self.outputs = {output.name for output in model.outputs}
+        self.pinned = self.outputs | {a.tensor_name for a in annotations}  # neither removed nor changed
+        self.fixed = self.pinned | captured
+        self._names = set(_names(model.proto.graph))
+
+    @functools.cached_property
+    def shapes(self) -> Shapes:
+        return analyse(self.model)
+
+    def rule(self, node: Node) -> Rule | None:
+        """What the node's axes mean; None where that is unknown, or it does not act as at inference."""
+        spec = lookup(node.domain, node.op, self.model.opset(node.domain))
+        if spec is None or (node.op == "BatchNormalization" and any(node.outputs[1:])):
+            return None
+        try:
+            rule = spec.declare(self.shapes.view(self.model, node))
+        except Unknown:
+            return None
+        return rule if isinstance(rule, Rule) else None
+
+    def readers(self, name: str) -> list[Node]:
+        return self.model.consumers.get(name, [])
+
+    def only_reader(self, name: str) -> Node | None:
+        """The node that alone reads a tensor, once, if nothing else depends on the tensor."""
+        nodes = self.readers(name)
+        if len(nodes) != 1 or name in self.fixed or nodes[0].inputs.count(name) != 1:
+            return None
+        return nodes[0]
+
+    def dims(self, name: str) -> tuple[int, ...] | None:
+        tensor = self.model.constants.get(name)
+        return self.shapes.shapes.get(name) if tensor is None else tuple(tensor.dims)
+
+    def element(self, name: str) -> int:
+        tensor = self.model.constants.get(name)
+        return self.shapes.elements.get(name, 0) if tensor is None else tensor.data_type
+
+    def float64(self, name: str) -> Array:
+        return self.model.array(name).astype(np.float64)
+
+    def fresh(self, wish: str) -> str:
+        name, count = wish, 1
+        while name in self._names:
+            count += 1
+            name = f"{wish}_{count}"
+        self._names.add(name)
+        return name
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every tensor name in use, also inside subgraphs."""
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from (value.name for value in values)
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for inner in subgraphs(node):
+            yield from _names(inner)
+
+
+# ----------------------------------------------------------------------------------------- constants
+
+_LEFT = {  # not evaluated: random, kept on purpose, or handled elsewhere
+    "Bernoulli", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "Identity", "Multinomial",
+    "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
+_PLAIN = {  # element types that onnxruntime takes from numpy and gives back
+    getattr(onnx.TensorProto, name)
+    for name in "FLOAT FLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+}
+
+
+def _constants(facts: _Facts) -> list[Edit]:
+    """Store the results of nodes that read only constants."""
+    dear: set[int] = set()
+    while True:
+        nodes = _evaluable(facts, dear)
+        results = _results(facts, nodes)
+        too_dear = _too_dear(facts, nodes, results)
+        if not too_dear:
+            break
+        dear |= too_dear
+    edits: list[Edit] = []
+    for name, value in _evaluate(facts, nodes, list(results)).items():
+        node = results[name]
+        edits.append(SetWeight(name, value, f"{node} reads only constants"))
+        edits.append(Rewire((name,), reason=f"{node} reads only constants"))
+    return edits
+
+
+def _evaluable(facts: _Facts, dear: set[int]) -> list[Node]:
+    known = set(facts.model.constants)
+    functions = {f.name for f in facts.model.proto.functions}
+    nodes = []
+    for node in facts.model.nodes:
+        inputs = [name for name in node.inputs if name]
+        if (
+            inputs
+            and node.domain == ""
+            and node.op not in _LEFT | functions
+            and node.index not in dear
+            and known.issuperset(inputs)
+            and facts.pinned.isdisjoint(node.outputs)
+            and not any(subgraphs(node.proto))
+            and _moderate(facts, node)
+        ):
+            nodes.append(node)
+            known.update(filter(None, node.outputs))
+    return nodes
+
+
+def _moderate(facts: _Facts, node: Node) -> bool:
+    """Whether all is plain numbers, and the outputs are small, or of at most twice the inputs' bytes."""
+    names = [name for name in (*node.inputs, *node.outputs) if name]
+    if any(facts.dims(name) is None or facts.element(name) not in _PLAIN for name in names):
+        return False
+    given = sum(_bytes(facts, name) for name in node.inputs if name)
+    return all(_size(facts, name) <= SMALL or _bytes(facts, name) <= 2 * given for name in node.outputs if name)
+
+
+def _size(facts: _Facts, name: str) -> int:
+    return math.prod(facts.dims(name) or ())
+
+
+def _bytes(facts: _Facts, name: str) -> int:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(facts.element(name))
+    return _size(facts, name) * dtype.itemsize
+
+
+def _results(facts: _Facts, nodes: Sequence[Node]) -> dict[str, Node]:
+    """The outputs of these nodes that others read."""
+    inside = {node.index for node in nodes}
+    return {
+        output: node
+        for node in nodes
+        for output in node.outputs
+        if any(reader.index not in inside for reader in facts.readers(output))
+    }
+
+
+def _too_dear(facts: _Facts, nodes: Sequence[Node], results: Mapping[str, Node]) -> set[int]:
+    """Nodes whose results would take more than twice the bytes of the constants they make superfluous."""
+    inside = {node.index for node in nodes}
+    sources: dict[str, frozenset[str]] = {}  # tensor -> the constants that only it and its like need
+    for node in nodes:
+        for name in filter(None, node.inputs):
+            if name in facts.model.constants:
+                freed = name not in facts.fixed and all(r.index in inside for r in facts.readers(name))
+                sources[name] = frozenset([name]) if freed else frozenset()
+        found = frozenset().union(*(sources[name] for name in node.inputs if name))
+        sources.update(dict.fromkeys(filter(None, node.outputs), found))
+    dear: set[int] = set()
+    claimed: set[str] = set()
+    for name, node in results.items():
+        if _size(facts, name) > SMALL:
+            freed_bytes = sum(_bytes(facts, source) for source in sources[name] - claimed)
+            claimed |= sources[name]
+            if _bytes(facts, name) > 2 * freed_bytes:
+                dear.add(node.index)
+    return dear
+
+
+def _evaluate(facts: _Facts, nodes: Sequence[Node], names: list[str]) -> dict[str, Array]:
+    """Run a constant part of the graph by itself; nothing where onnxruntime cannot."""
+    if not names:
+        return {}
+    model = facts.model
+    proto = onnx.ModelProto()
+    proto.ir_version = max(model.proto.ir_version, 4)  # from 4 on, initializers need not be inputs
+    proto.opset_import.extend(model.proto.opset_import)
+    graph = proto.graph
+    graph.name = "constants"
+    graph.node.extend(node.proto for node in nodes)
+    for name in dict.fromkeys(name for node in nodes for name in node.inputs if name in model.constants):
+        graph.initializer.add().CopyFrom(model.constants[name])
+        graph.initializer[-1].name = name
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    try:
+        values = Session(proto).run({}, names)
+    except RunError:
+        return {}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+# -------------------------------------------------------------------------------------- idle nodes
+
+
+def _idle(facts: _Facts) -> list[Edit]:
+    """Take out nodes that hand on their input; a graph output's name moves to the node before."""
+    edits: list[Edit] = []
+    touched: set[int] = set()
+    for node in facts.model.nodes:
+        if not _does_nothing(facts, node) or node.index in touched:
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        maker = facts.model.producers.get(source)
+        if target not in facts.fixed:
+            edits.append(Rewire((target,), {target: source}, reason=f"{node} does nothing"))
+            touched.add(node.index)
+        elif (
+            target in facts.outputs
+            and maker is not None
+            and maker.index not in touched
+            and source not in facts.fixed | facts.model.constants.keys()
+        ):
+            new = _renamed(maker, source, target)
+            edits.append(Rewire((source, target), {source: target}, (new,), f"{node} does nothing"))
+            touched |= {node.index, maker.index}
+    return edits
+
+
+def _does_nothing(facts: _Facts, node: Node) -> bool:
+    if node.domain or node.op not in ("Identity", "Dropout"):
+        return False
+    if any(name in facts.fixed or facts.readers(name) for name in node.outputs[1:]):
+        return False
+    return node.op == "Identity" or facts.rule(node) is not None
+
+
+def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.output[node.outputs.index(old)] = new
+    return proto
+
+
+# ------------------------------------------------------------------------------- scales and shifts
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """A node that is affine in its constants, and what their axes mean.
+
+    Scales and shifts of the output are arrays with an axis for each of its axes, of full extent or 1.
+    """
+
+    node: Node
+    weight: str
+    weight_at: int
+    bias: str  # empty where there is none
+    bias_at: int | None  # None where the operator takes none
+    bias_pattern: Pattern
+    out: Pattern
+    pattern: Pattern
+    sizes: Mapping[str, int]
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the weight, in its order."""
+        return [name for axis in self.pattern for name in axis[0]]
+
+    def extent(self, axis: int) -> int | None:
+        """The extent of an axis of the output that the weight makes; None for others."""
+        names = self.out[axis][0]
+        return math.prod(self.sizes[n] for n in names) if set(names) <= set(self.labels) else None
+
+    def carries(self, dims: Sequence[int]) -> bool:
+        """Whether an array of these dimensions acts on the output only along axes that the weight makes."""
+        shift = len(self.out) - len(dims)
+        return shift >= 0 and all(d == 1 or d == self.extent(i + shift) for i, d in enumerate(dims))
+
+    def aligned(self, value: Array) -> Array:
+        return value.reshape((1,) * (len(self.out) - value.ndim) + value.shape)
+
+    def scaled(self, weight: Array, scale: Array) -> Array | None:
+        """The weight with its output scaled; None where its type cannot hold that."""
+        own = [(n, 1 if d == 1 else self.sizes[n]) for axis, d in zip(self.out, scale.shape, strict=True) for n in axis[0]]
+        names = [name for name, _ in own]
+        labels = self.labels
+        order = sorted(range(len(own)), key=lambda i: labels.index(names[i]) if names[i] in labels else -1)
+        factor = scale.reshape([size for _, size in own]).transpose(order)
+        factor = factor.reshape([dict(own).get(name, 1) for name in labels])
+        whole = weight.astype(np.float64).reshape([self.sizes[name] for name in labels]) * factor
+        channel = tuple(i for i, name in enumerate(labels) if name not in names)
+        stored = _stored(whole, weight.dtype, channel)
+        return None if stored is None else stored.reshape(weight.shape)

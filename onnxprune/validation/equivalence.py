@@ -159,12 +159,13 @@ def _difference(want: Mapping[str, Any], got: Mapping[str, Any]) -> float:
             return float("inf")
         if finite.any():
             scale = max(float(np.abs(x[finite]).max()), 1e-30)
-            worst = max(worst, float(np.abs(x - y)[finite].max()) / scale)
+            worst = max(worst, float(np.abs(x[finite] - y[finite]).max()) / scale)
     return worst
 
 
 def _compared(graph: DependencyGraph, reference: onnx.ModelProto, keep: Keep) -> list[str]:
-    """Float outputs; for each other output the nearest float tensors it depends on that no cut touches."""
+    """The tensors to compare: float outputs, in front of saturating functions where no cut touches the
+    tensor there; for each other output the nearest such float tensors it depends on."""
     elements = graph.shapes.elements
     producers = {o: node for node in reference.graph.node for o in node.output}
     names: dict[str, None] = {}
@@ -175,15 +176,29 @@ def _compared(graph: DependencyGraph, reference: onnx.ModelProto, keep: Keep) ->
             element = elements.get(name) or _stated(graph, name)
             typed = graph.types.get(name)
             whole = typed is not None and all(kept_positions(axis, keep) is None for axis in typed)
-            if name == output.name and element in FLOATS:
-                names[name] = None
-            elif element in FLOATS and whole and name in producers:
-                names[name] = None
+            if element in FLOATS and (name == output.name or (whole and name in producers)):
+                names[_unsaturated(graph, name, keep)] = None
             elif name in producers:
                 fresh = [i for i in producers[name].input if i and i not in seen]
                 seen.update(fresh)
                 waiting.extend(fresh)
     return list(names)
+
+
+# Functions that flatten differences: far from zero their results say little about their inputs.
+_SATURATING = {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Erf", "Clip", "Identity"}
+
+
+def _unsaturated(graph: DependencyGraph, name: str, keep: Keep) -> str:
+    """The float tensor in front of the saturating functions that end in `name`."""
+    while (node := graph.model.producers.get(name)) is not None and node.op in _SATURATING:
+        source = node.inputs[0]
+        typed = graph.types.get(source)
+        whole = typed is not None and all(kept_positions(axis, keep) is None for axis in typed)
+        if source not in graph.model.producers or not whole or graph.shapes.elements.get(source) not in FLOATS:
+            break
+        name = source
+    return name
 
 
 def _stated(graph: DependencyGraph, name: str) -> int:

@@ -59,6 +59,8 @@ class _Masker:
 
     def _contractions(self, link: Link) -> None:
         """Zero one operand of every contraction over a cut axis."""
+        if link.node.op in ("Shape", "Size"):  # they read no values
+            return
         for name in link.contracted():
             if self._kept(link.labels[name]) is None:
                 continue

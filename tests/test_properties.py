@@ -1,0 +1,287 @@
+"""What holds for every graph: laws of pruning, checked on random networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from onnx import ModelProto, numpy_helper
+
+from models.topologies import TOPOLOGIES
+from onnxprune import axes
+from onnxprune.axes import Axis, Const, Product, Sum, Var, resolve
+from onnxprune.cost import CostModel
+from onnxprune.dependency import DependencyGraph
+from onnxprune.model import Model
+from onnxprune.passes import channels
+from onnxprune.passes.channels import Channels
+from onnxprune.plan import Keep, Plan
+from onnxprune.surgery import apply
+from tests.reference import (
+    TOLERANCE,
+    Array,
+    assert_equal_to_masked,
+    error,
+    feeds,
+    graph_of,
+    macs,
+    masks,
+    parameters,
+    random_plan,
+    run,
+    stored_tensors,
+)
+from tests.strategies import networks, seeds
+
+Law = Callable[[ModelProto, int], None]
+
+
+def some(examples: int) -> settings:
+    """Few examples, the same every time, however long each takes."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+# --------------------------------------------------------------------------------------------- the laws
+
+
+def pruned_equals_masked(proto: ModelProto, seed: int) -> None:
+    graph = graph_of(proto)
+    plan = random_plan(graph, graph.model.digest(), seed)
+    pruned = apply(graph, plan)
+    onnx.checker.check_model(pruned, full_check=True)
+    assert_equal_to_masked(graph, plan, pruned)
+
+
+def lossy_cuts_are_valid(proto: ModelProto, seed: int) -> None:
+    """Any units of any groups can go: what is left runs and keeps its interface."""
+    graph = graph_of(proto)
+    pruned = apply(graph, random_plan(graph, graph.model.digest(), seed, lossy=True))
+    onnx.checker.check_model(pruned, full_check=True)
+    for batch in (1, 2):
+        inputs = feeds(proto, batch)
+        assert [o.shape for o in run(pruned, inputs)] == [o.shape for o in run(proto, inputs)]
+
+
+def nothing_removed_changes_nothing(proto: ModelProto, seed: int) -> None:
+    graph = graph_of(proto)
+    before = proto.SerializeToString(deterministic=True)
+    whole = tuple(Keep(g.name, g.size, tuple(range(g.size))) for g in graph.groups)
+    for edits in ((), whole):
+        assert apply(graph, Plan("", edits)).SerializeToString(deterministic=True) == before
+    apply(graph, random_plan(graph, "", seed))
+    assert proto.SerializeToString(deterministic=True) == before
+
+
+def plans_survive_a_file(proto: ModelProto, seed: int) -> None:
+    graph = graph_of(proto)
+    for plan in (
+        random_plan(graph, graph.model.digest(), seed, lossy=True),
+        channels.plan(graph, Channels(ratio=0.4, align=1), graph.model.digest()),
+    ):
+        again = Plan.from_json(plan.to_json())
+        assert again.edits == plan.edits
+        assert again.model == plan.model
+        assert again.to_json() == plan.to_json()
+        assert apply(graph, again) == apply(graph, plan)
+
+
+def names_and_interface_survive(proto: ModelProto, seed: int) -> None:
+    graph = graph_of(proto)
+    pruned = apply(graph, random_plan(graph, "", seed))
+    assert list(pruned.graph.input) == list(proto.graph.input)
+    assert list(pruned.graph.output) == list(proto.graph.output)
+    assert pruned.ir_version == proto.ir_version
+    assert list(pruned.opset_import) == list(proto.opset_import)
+    assert pruned.producer_name == proto.producer_name
+    made = {o for node in pruned.graph.node for o in node.output}
+    assert {o for node in proto.graph.node for o in node.output} <= made
+    assert {node.name for node in proto.graph.node} <= {node.name for node in pruned.graph.node}
+    assert stored_tensors(proto).keys() <= stored_tensors(pruned).keys()
+
+
+def every_choice_makes_it_smaller(proto: ModelProto, seed: int) -> None:
+    """A plan that removes units removes parameters."""
+    graph = graph_of(proto)
+    plan = random_plan(graph, "", seed)
+    pruned = apply(graph, plan)
+    if plan.edits:
+        assert parameters(pruned) < parameters(proto)
+
+
+def node_order_is_irrelevant(proto: ModelProto, seed: int) -> None:
+    other = shuffled(proto, seed)
+    first, second = graph_of(proto), graph_of(other)
+    assert [(g.name, g.size, g.kind) for g in first.groups] == [(g.name, g.size, g.kind) for g in second.groups]
+    options = Channels(ratio=0.4, align=1)
+    plan = channels.plan(first, options, "")
+    assert channels.plan(second, options, "") == plan
+    inputs = feeds(proto)
+    assert error(run(apply(second, plan), inputs), run(apply(first, plan), inputs)) < TOLERANCE
+
+
+def permuted_units_are_the_same_model(proto: ModelProto, seed: int) -> None:
+    """Relabelling the units of every exact group changes no output, before and after a cut."""
+    graph = graph_of(proto)
+    rng = np.random.default_rng(seed)
+    exact = [group for group in graph.groups if group.kind == "exact"]
+    orders = {group.var: rng.permutation(group.size) for group in exact}
+    names = {group.name: orders[group.var] for group in exact}
+    relabelled = permuted(graph, orders)
+    inputs = feeds(proto)
+    assert error(run(relabelled, inputs), run(proto, inputs)) < TOLERANCE
+    other = graph_of(relabelled)
+    plan = random_plan(graph, "", seed)
+    moved = tuple(
+        Keep(e.group, e.size, tuple(int(u) for u in np.flatnonzero(np.isin(names[e.group], e.units))))
+        for e in plan.edits
+    )
+    got = run(apply(other, Plan("", moved)), inputs)
+    assert error(got, run(apply(graph, plan), inputs)) < TOLERANCE
+
+
+def cost_is_known_before_the_cut(proto: ModelProto, seed: int) -> None:
+    graph = graph_of(proto)
+    model = CostModel(graph)
+    plan = random_plan(graph, "", seed)
+    kept = masks(graph, plan)
+    pruned = apply(graph, plan)
+    predicted = model({var: int(mask.sum()) for var, mask in kept.items()})
+    assert model().params == parameters(proto)
+    assert predicted.params == parameters(pruned) - _cloned(proto, pruned)
+    batch = 1 if _dynamic(proto) else 2
+    inputs = feeds(proto, batch)
+    assert model().macs == macs(proto, inputs)
+    assert predicted.macs == macs(pruned, inputs)
+
+
+def pruning_twice_is_pruning_once(proto: ModelProto, seed: int) -> None:
+    """The pruned model has the groups that were left, of the sizes that were kept."""
+    graph = graph_of(proto)
+    plan = random_plan(graph, "", seed)
+    left = {group.name: group.size for group in graph.groups}
+    left |= {edit.group: len(edit.units) for edit in plan.edits}
+    again = graph_of(apply(graph, plan))
+    assert sorted(size for size in left.values() if size > 1) == sorted(
+        group.size for group in again.groups
+    )
+
+
+LAWS = (
+    pruned_equals_masked,
+    lossy_cuts_are_valid,
+    nothing_removed_changes_nothing,
+    plans_survive_a_file,
+    names_and_interface_survive,
+    every_choice_makes_it_smaller,
+    node_order_is_irrelevant,
+    permuted_units_are_the_same_model,
+    cost_is_known_before_the_cut,
+)
+
+
+# ------------------------------------------------------------------------------------------------ tools
+
+
+def shuffled(proto: ModelProto, seed: int) -> ModelProto:
+    """The same graph with its nodes in another topological order and its initializers in another."""
+    rng = np.random.default_rng(seed)
+    known = {i.name for i in proto.graph.input} | {t.name for t in proto.graph.initializer} | {""}
+    waiting = [proto.graph.node[i] for i in rng.permutation(len(proto.graph.node))]
+    order = []
+    while waiting:
+        ready = next(node for node in waiting if known.issuperset(node.input))
+        waiting.remove(ready)
+        known.update(ready.output)
+        order.append(ready)
+    result = ModelProto()
+    result.CopyFrom(proto)
+    del result.graph.node[:]
+    result.graph.node.extend(order)
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(reversed(proto.graph.initializer))
+    return result
+
+
+def reordered(axis: Axis, orders: dict[Var, Array]) -> Array:
+    """For each position of an axis the position it takes its content from."""
+    axis = resolve(axis)
+    if isinstance(axis, Const):
+        return np.arange(axis.extent)
+    if isinstance(axis, Var):
+        return orders.get(axis, np.arange(axis.extent))
+    if isinstance(axis, Sum):
+        parts, offset = [], 0
+        for term in axis.terms:
+            parts.append(reordered(term, orders) + offset)
+            offset += term.extent
+        return np.concatenate(parts)
+    assert isinstance(axis, Product)
+    result = np.zeros(1, dtype=np.int64)
+    for factor in axis.factors:
+        result = np.add.outer(result * factor.extent, reordered(factor, orders)).ravel()
+    return result
+
+
+def permuted(graph: DependencyGraph, orders: dict[Var, Array]) -> ModelProto:
+    """The model with the units of each group in another order, in every constant that has them."""
+    proto = ModelProto()
+    proto.CopyFrom(graph.model.proto)
+    stored = stored_tensors(proto)
+    done: dict[str, list[Array]] = {}
+    for link in graph.links:
+        for i, typed in enumerate(link.inputs):
+            name = link.node.inputs[i]
+            if typed is None or name not in stored:
+                continue
+            order = [reordered(axis, orders) for axis in typed]
+            if name in done:
+                assert all(map(np.array_equal, done[name], order)), f"'{name}' has two orders"
+                continue
+            done[name] = order
+            array = numpy_helper.to_array(stored[name])
+            stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[np.ix_(*order)]), name))
+    return proto
+
+
+def _dynamic(proto: ModelProto) -> bool:
+    return bool(proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param)
+
+
+def _cloned(proto: ModelProto, pruned: ModelProto) -> int:
+    """Elements of tensors that the pruned model has more copies of."""
+    old = stored_tensors(proto)
+    return sum(
+        int(np.prod(tensor.dims))
+        for name, tensor in stored_tensors(pruned).items()
+        if name not in old and tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT
+    )
+
+
+# ------------------------------------------------------------------------------------------------ tests
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_law_on_random_networks(law: Law) -> None:
+    some(40)(given(networks(), seeds())(law))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_law_on_many_random_networks(law: Law) -> None:
+    some(1500)(given(networks(3, 14), seeds())(law))()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", sorted(TOPOLOGIES))
+def test_law_on_topologies(name: str, law: Law) -> None:
+    law(TOPOLOGIES[name](), 3)
