@@ -205,7 +205,8 @@ def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int])
     name = graph.model.name
     if not graph.groups:
         reasons = [f"{count} axes: {reason}" for reason, count in pinned_reasons(graph).items()]
-        why = "; ".join(reasons[:4]) or "it holds no weights"
+        opaque = ", ".join(sorted(graph.opaque))
+        why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else "it holds no weights")
         return f"{name}: nothing is prunable ({why}); no file was written"
     left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     rest = len(graph.groups) - sum(skipped.values())

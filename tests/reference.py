@@ -20,6 +20,10 @@ from onnxprune.plan import Keep, Plan
 Array = npt.NDArray[Any]
 Masks = Mapping[Var, Array]
 TOLERANCE = 1e-4
+WEIGHTS = {
+    getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8")
+}
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 def graph_of(proto: onnx.ModelProto) -> DependencyGraph:
@@ -157,12 +161,13 @@ def assert_equal_to_masked(graph: DependencyGraph, plan: Plan, pruned: onnx.Mode
 
 
 def parameters(model: onnx.ModelProto) -> int:
-    """Elements of all stored floating-point tensors with axes."""
-    return sum(
-        math.prod(tensor.dims)
-        for tensor in stored_tensors(model).values()
-        if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT
-    )
+    """Elements of all stored weights: floating-point or quantised tensors with axes."""
+    return sum(elements(tensor) for tensor in stored_tensors(model).values())
+
+
+def elements(tensor: onnx.TensorProto) -> int:
+    """The elements of a stored weight; 0 for single numbers and for shapes, indices and the like."""
+    return math.prod(tensor.dims) if tensor.dims and tensor.data_type in WEIGHTS else 0
 
 
 def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -175,18 +180,18 @@ def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def macs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> int:
     """Multiply-accumulates at these inputs, by the shapes that onnxruntime meets."""
-    proto = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    weighted = [n for n in proto.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    weighted = [n for n in model.graph.node if n.op_type in WEIGHTED]
     wanted = {name for node in weighted for name in (*node.input[:2], node.output[0])}
     known = stored_tensors(model)
     shapes = {name: tuple(known[name].dims) for name in wanted & known.keys()}
     shapes |= {name: value.shape for name, value in inputs.items()}
     rest = sorted(wanted - shapes.keys())
-    types = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
     probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
+    probe.CopyFrom(model)
     del probe.graph.output[:]
-    probe.graph.output.extend(types[name] for name in rest)
+    probe.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in rest
+    )
     if rest:
         shapes |= {n: v.shape for n, v in zip(rest, run(probe, inputs), strict=True)}
     return sum(_node_macs(node, shapes) for node in weighted)
@@ -194,6 +199,9 @@ def macs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> int:
 
 def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+    if node.op_type == "Einsum":
+        left, right = node.attribute[0].s.decode().partition("->")[0].split(",")
+        return math.prod({**dict(zip(left, x, strict=True)), **dict(zip(right, w, strict=True))}.values())
     if node.op_type == "Conv":
         return math.prod(y) * math.prod(w[1:])
     if node.op_type == "ConvTranspose":

@@ -25,6 +25,7 @@ from tests.reference import (
     TOLERANCE,
     Array,
     assert_equal_to_masked,
+    elements,
     error,
     feeds,
     graph_of,
@@ -98,7 +99,10 @@ def plans_survive_a_file(proto: ModelProto, seed: int) -> None:
 def names_and_interface_survive(proto: ModelProto, seed: int) -> None:
     graph = graph_of(proto)
     pruned = apply(graph, random_plan(graph, "", seed))
-    assert list(pruned.graph.input) == list(proto.graph.input)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    assert [i.name for i in pruned.graph.input] == [i.name for i in proto.graph.input]
+    kept = [i for i in pruned.graph.input if i.name not in stored]
+    assert kept == [i for i in proto.graph.input if i.name not in stored]
     assert list(pruned.graph.output) == list(proto.graph.output)
     assert pruned.ir_version == proto.ir_version
     assert list(pruned.opset_import) == list(proto.opset_import)
@@ -186,7 +190,13 @@ LAWS = (
     node_order_is_irrelevant,
     permuted_units_are_the_same_model,
     cost_is_known_before_the_cut,
+    pruning_twice_is_pruning_once,
 )
+EXCEPTIONS = {
+    ("dynamic_conv", cost_is_known_before_the_cut): "its kernels are mixed once per batch, not per image",
+    ("two_towers_similarity", cost_is_known_before_the_cut): "it compares each pair of images of a batch",
+    ("weight_from_constant_of_shape", cost_is_known_before_the_cut): "a weight filled at run time is not stored",
+}
 
 
 # ------------------------------------------------------------------------------------------------ tools
@@ -233,7 +243,10 @@ def reordered(axis: Axis, orders: dict[Var, Array]) -> Array:
 
 
 def permuted(graph: DependencyGraph, orders: dict[Var, Array]) -> ModelProto:
-    """The model with the units of each group in another order, in every constant that has them."""
+    """The model with the units of each group in another order, in every constant that has them.
+
+    A constant used in two orders gets a copy.
+    """
     proto = ModelProto()
     proto.CopyFrom(graph.model.proto)
     stored = stored_tensors(proto)
@@ -244,12 +257,15 @@ def permuted(graph: DependencyGraph, orders: dict[Var, Array]) -> ModelProto:
             if typed is None or name not in stored:
                 continue
             order = [reordered(axis, orders) for axis in typed]
-            if name in done:
-                assert all(map(np.array_equal, done[name], order)), f"'{name}' has two orders"
-                continue
+            array = graph.model.array(name)
+            if name in done and not all(map(np.array_equal, done[name], order)):
+                name = f"{name}.{link.node.index}.{i}"
+                proto.graph.node[link.node.index].input[i] = name
+                proto.graph.initializer.append(numpy_helper.from_array(array, name))
+                stored[name] = proto.graph.initializer[-1]
             done[name] = order
-            array = numpy_helper.to_array(stored[name])
-            stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[np.ix_(*order)]), name))
+            if order:
+                stored[name].CopyFrom(numpy_helper.from_array(array[np.ix_(*order)].copy(), name))
     return proto
 
 
@@ -260,11 +276,7 @@ def _dynamic(proto: ModelProto) -> bool:
 def _cloned(proto: ModelProto, pruned: ModelProto) -> int:
     """Elements of tensors that the pruned model has more copies of."""
     old = stored_tensors(proto)
-    return sum(
-        int(np.prod(tensor.dims))
-        for name, tensor in stored_tensors(pruned).items()
-        if name not in old and tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT
-    )
+    return sum(elements(tensor) for name, tensor in stored_tensors(pruned).items() if name not in old)
 
 
 # ------------------------------------------------------------------------------------------------ tests
@@ -281,7 +293,14 @@ def test_law_on_many_random_networks(law: Law) -> None:
     some(1500)(given(networks(3, 14), seeds())(law))()
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("name", sorted(TOPOLOGIES))
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        pytest.param(name, law, id=f"{name}-{law.__name__}")
+        for name in sorted(TOPOLOGIES)
+        for law in LAWS
+        if (name, law) not in EXCEPTIONS
+    ],
+)
 def test_law_on_topologies(name: str, law: Law) -> None:
     law(TOPOLOGIES[name](), 3)

@@ -288,22 +288,24 @@ def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
 
 # ------------------------------------------------------------------------------- scales and shifts
 
+_BETWEEN = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
+
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """A node that is affine in its constants, and what their axes mean.
+    """A node that is affine in its weight and bias, and what their axes mean.
 
-    Scales and shifts of the output are arrays with an axis for each of its axes, of full extent or 1.
+    Scales and shifts of its output are arrays with an axis for each of the output's: whole, or of extent 1.
     """
 
     node: Node
     weight: str
     weight_at: int
+    pattern: Pattern
     bias: str  # empty where there is none
     bias_at: int | None  # None where the operator takes none
     bias_pattern: Pattern
     out: Pattern
-    pattern: Pattern
     sizes: Mapping[str, int]
 
     @property
@@ -312,27 +314,199 @@ class _Base:
         return [name for axis in self.pattern for name in axis[0]]
 
     def extent(self, axis: int) -> int | None:
-        """The extent of an axis of the output that the weight makes; None for others."""
+        """The extent of an axis of the output that the weight makes; None for the others."""
         names = self.out[axis][0]
         return math.prod(self.sizes[n] for n in names) if set(names) <= set(self.labels) else None
 
     def carries(self, dims: Sequence[int]) -> bool:
         """Whether an array of these dimensions acts on the output only along axes that the weight makes."""
-        shift = len(self.out) - len(dims)
-        return shift >= 0 and all(d == 1 or d == self.extent(i + shift) for i, d in enumerate(dims))
+        first = len(self.out) - len(dims)
+        return first >= 0 and all(d == 1 or d == self.extent(i) for i, d in enumerate(dims, first))
 
     def aligned(self, value: Array) -> Array:
         return value.reshape((1,) * (len(self.out) - value.ndim) + value.shape)
 
     def scaled(self, weight: Array, scale: Array) -> Array | None:
-        """The weight with its output scaled; None where its type cannot hold that."""
-        own = [(n, 1 if d == 1 else self.sizes[n]) for axis, d in zip(self.out, scale.shape, strict=True) for n in axis[0]]
-        names = [name for name, _ in own]
+        """The weight that scales the output; None where its type cannot hold it."""
         labels = self.labels
-        order = sorted(range(len(own)), key=lambda i: labels.index(names[i]) if names[i] in labels else -1)
-        factor = scale.reshape([size for _, size in own]).transpose(order)
-        factor = factor.reshape([dict(own).get(name, 1) for name in labels])
-        whole = weight.astype(np.float64).reshape([self.sizes[name] for name in labels]) * factor
-        channel = tuple(i for i, name in enumerate(labels) if name not in names)
-        stored = _stored(whole, weight.dtype, channel)
+        own = {
+            name: 1 if extent == 1 else self.sizes[name]
+            for axis, extent in zip(self.out, scale.shape, strict=True)
+            for name in axis[0]
+        }
+        order = sorted(range(len(own)), key=lambda i: [*labels, *own].index([*own][i]))
+        factor = scale.reshape(list(own.values())).transpose(order)
+        factor = factor.reshape([own.get(name, 1) for name in labels])
+        split = weight.astype(np.float64).reshape([self.sizes[name] for name in labels])
+        channel = tuple(i for i, name in enumerate(labels) if name not in own)
+        stored = _stored(split * factor, weight.dtype, channel)
         return None if stored is None else stored.reshape(weight.shape)
+
+    def shifted(self, bias: Array | None, scale: Array, shift: Array) -> Array | None:
+        """The bias that scales and shifts the output, in float64; None where no bias can."""
+        if bias is None:
+            return self._vector(shift)
+        dims = [1] * len(self.out)
+        for axis, extent in zip(self.bias_pattern, bias.shape, strict=True):
+            if axis in self.out:
+                dims[self.out.index(axis)] = extent
+            elif extent != 1:
+                return None
+        value = bias.reshape(dims) * scale + shift
+        return value.reshape(bias.shape) if value.size == bias.size else self._vector(value)
+
+    def _vector(self, value: Array) -> Array | None:
+        axes = {i: extent for i in range(len(self.out)) if (extent := self.extent(i)) is not None}
+        if math.prod(value.shape[i] for i in axes) < value.size:
+            return None
+        return np.broadcast_to(value.reshape([value.shape[i] for i in axes]), list(axes.values()))
+
+
+def _stored(value: Array, dtype: np.dtype[Any], axes: tuple[int, ...] | None) -> Array | None:
+    """The value in a narrower type; None where that overflows or loses a channel (a slice over `axes`)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = value.astype(dtype)
+        error = np.abs(stored.astype(np.float64) - value).max(axis=axes, initial=0)
+        fits = error <= PRECISION * np.abs(value).max(axis=axes, initial=0) + TINY
+    return stored if np.all(fits) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """A node, the chain behind it that folds into it, and the new values of its weight and bias.
+
+    `constant` is the one that the new bias takes the place of; empty where there is none.
+    """
+
+    base: _Base
+    chain: list[Node]
+    weight: Array | None = None
+    bias: Array | None = None
+    constant: str = ""
+
+    def uses(self) -> Iterator[tuple[str, str, Array]]:
+        """(role, constant, new value) of the constants that change."""
+        if self.weight is not None:
+            yield "weight", self.base.weight, self.weight
+        if self.bias is not None and self.constant:
+            yield "bias", self.constant, self.bias
+
+
+Names = dict[tuple[_Fold, str], str]
+
+
+def _scales(facts: _Facts) -> list[Edit]:
+    """Fold scales and shifts by constants into the operators before them."""
+    folds: list[_Fold] = []
+    used: set[int] = set()
+    for node in facts.model.nodes:
+        base = None if node.index in used else _base(facts, node)
+        fold_ = None if base is None else _behind(facts, base)
+        if fold_ is not None:
+            folds.append(fold_)
+            used.update(node.index for node in fold_.chain)
+    folds = _affordable(facts, folds)
+    names, edits = _named(facts, folds)
+    for fold_ in folds:
+        edits += _merged(facts, fold_, names)
+    return edits
+
+
+def _base(facts: _Facts, node: Node) -> _Base | None:
+    """The node as an affine operator, if it is one and something that may fold reads it."""
+    constants = facts.model.constants
+    reader = facts.only_reader(node.outputs[0]) if node.outputs else None
+    if reader is None or reader.op not in _FOLDABLE or node.domain or constants.keys().isdisjoint(node.inputs):
+        return None
+    rule = facts.rule(node)
+    if rule is None or (rule.linear is None and rule.gain is None):
+        return None
+    weight_at, bias_at = rule.linear or (rule.gain or 0, (rule.gain or 0) + 1)
+    weight, bias = node.inputs[weight_at], "".join(node.inputs[bias_at : bias_at + 1])
+    pattern, out = rule.inputs[weight_at], rule.outputs[0]
+    if weight not in constants or constants[weight].data_type not in FLOATS or (bias and bias not in constants):
+        return None
+    if pattern is None or out is None or any(len(terms) != 1 for terms in (*pattern, *out)):
+        return None
+    return _Base(
+        node,
+        weight,
+        weight_at,
+        pattern,
+        bias,
+        bias_at if bias_at < onnx.defs.get_schema(node.op, facts.model.opset()).max_input else None,
+        (rule.inputs[bias_at] if bias else None) or (),
+        out,
+        _sizes(rule.sizes, pattern, constants[weight].dims),
+    )
+
+
+def _sizes(known: Mapping[str, int], pattern: Pattern, dims: Sequence[int]) -> dict[str, int]:
+    """The extents of a weight's labels: at most one per axis is not known beforehand."""
+    sizes = dict(known)
+    for (term,), extent in zip(pattern, dims, strict=True):
+        rest = extent // math.prod(sizes.get(name, 1) for name in term)
+        sizes.update({name: rest for name in term if name not in sizes})
+    return sizes
+
+
+def _behind(facts: _Facts, base: _Base) -> _Fold | None:
+    """Fold the chain behind a node into it; None if there is none or its types cannot hold the result."""
+    chain, scale, shift = _chain(facts, base)
+    if not chain:
+        return None
+    scales, shifts = bool((scale != 1).any()), bool(shift.any())
+    weight = base.scaled(facts.model.array(base.weight), scale) if scales else None
+    if scales and weight is None:
+        return None
+    constant = base.bias
+    if base.bias_at is None:
+        if shifts and [node.op for node in chain] in (["Add"], ["Sub"]):
+            return None
+        constant, value = _added(facts, chain, shift)
+    else:
+        beta = base.node.attributes.get("beta", 1.0)
+        value = base.shifted(facts.float64(constant) * beta if constant else None, scale, shift)
+        shifts = shifts or (scales and bool(constant))
+    if not shifts:
+        return _Fold(base, chain, weight)
+    dtype = facts.model.array(constant or base.weight).dtype
+    bias = None if value is None else _stored(value, dtype, None)
+    return None if bias is None else _Fold(base, chain, weight, bias, constant)
+
+
+def _chain(facts: _Facts, base: _Base) -> tuple[list[Node], Array, Array]:
+    """The nodes behind a base that scale and shift its output, and what they come to together."""
+    chain: list[Node] = []
+    scale, shift = base.aligned(np.float64(1)), base.aligned(np.float64(0))
+    name = base.node.outputs[0]
+    while (node := facts.only_reader(name)) is not None and (factors := _factors(facts, base, node, name)):
+        with np.errstate(all="ignore"):
+            scale, shift = scale * factors[0], shift * factors[0] + factors[1]
+        chain.append(node)
+        name = node.outputs[0]
+    return chain, scale, shift
+
+
+def _factors(facts: _Facts, base: _Base, node: Node, name: str) -> tuple[Array, Array] | None:
+    """The scale and shift that a node applies to the tensor `name` of a base."""
+    if node.op not in _FOLDABLE or node.domain or facts.rule(node) is None:
+        return None
+    others = [other for other in node.inputs if other != name]
+    if not facts.model.constants.keys() >= set(others):
+        return None
+    first = node.inputs[0] == name
+    if node.op == "BatchNormalization":
+        if not first or not base.carries((*facts.model.constants[others[0]].dims, *[1] * (len(base.out) - 2))):
+            return None
+        return _normalisation(base, node, [facts.float64(other) for other in others])
+    if not base.carries(facts.model.constants[others[0]].dims) or (node.op == "Div" and not first):
+        return None
+    value, one, zero = base.aligned(facts.float64(others[0])), base.aligned(np.ones(())), base.aligned(np.zeros(()))
+    with np.errstate(all="ignore"):
+        return {
+            "Mul": (value, zero),
+            "Div": (one / value, zero),
+            "Add": (one, value),
+            "Sub": (one, -value) if first else (-one, value),
+        }[node.op]
