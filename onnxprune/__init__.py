@@ -9,13 +9,15 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from onnxprune.api import apply, fold, inspect, plan, shrink, validate
+from onnxprune.api import apply, fold, inspect, shrink, validate
 from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
-from onnxprune.pipeline import Result
+from onnxprune.passes.channels import Channels
+from onnxprune.pipeline import Result, make_plan
 from onnxprune.plan import Keep, Plan
 from onnxprune.report import Report
 
 __all__ = [
+    "Channels",
     "InternalError",
     "Keep",
     "NothingToPrune",
@@ -28,7 +30,7 @@ __all__ = [
     "apply",
     "fold",
     "inspect",
-    "plan",
+    "make_plan",
     "shrink",
     "validate",
 ]

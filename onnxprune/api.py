@@ -54,11 +54,6 @@ def shrink(
     return pipeline.prune(model, options)
 
 
-def plan(model: Source, options: Channels) -> Plan:
-    """Decide what `shrink` would remove, without removing it."""
-    return pipeline.make_plan(model, options)
-
-
 def apply(model: Source, plan: Plan | str | os.PathLike[str]) -> Result:
     """Replay a plan, or a plan file, on the model it was made for."""
     return pipeline.apply_plan(model, plan if isinstance(plan, Plan) else Plan.load(Path(plan)))

@@ -132,13 +132,20 @@ def concat(terms: Iterable[Axis]) -> Axis:
 
 def resolve(axis: Axis) -> Axis:
     """The axis with every bound Var replaced by what it is bound to."""
-    if isinstance(axis, Var):
+    trail: list[Var] = []
+    while isinstance(axis, Var):  # a loop: a long chain of additions binds one Var to the next
         if axis.bound is None:
-            return axis
-        axis.bound = resolve(axis.bound)
-        return axis.bound
-    if isinstance(axis, Const):
-        return axis
+            break
+        trail.append(axis)
+        axis = axis.bound
+    if isinstance(axis, Product | Sum):
+        axis = _resolve_parts(axis)
+    for var in trail:
+        var.bound = axis
+    return axis
+
+
+def _resolve_parts(axis: Product | Sum) -> Axis:
     parts = axis.factors if isinstance(axis, Product) else axis.terms
     resolved = [resolve(part) for part in parts]
     if all(new is old for new, old in zip(resolved, parts, strict=True)):

@@ -98,7 +98,9 @@ class _Rewrite:
         """The nodes without those that lost their readers; and the constants that lost theirs."""
         graph = self.model.proto.graph
         lasting = {output.name for output in graph.output}
-        lasting |= {entry.value for a in graph.quantization_annotation for entry in a.quant_parameter_tensor_names}
+        lasting |= {
+            entry.value for a in graph.quantization_annotation for entry in a.quant_parameter_tensor_names
+        }
         before = (self.model.consumers.keys() | self.weights.keys()) - lasting
         views = [Node(node, i) for i, node in enumerate(nodes)]
         reads = Counter(name for view in views for name in (*view.inputs, *view.captured))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,8 +65,12 @@ class Session:
         return dict(zip(names, values, strict=True))
 
 
+_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : |Load model from \S+ failed:|/onnxruntime_src/\S+ ")
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """onnxruntime's message without line breaks, temporary paths and source locations."""
+    return " ".join(_NOISE.sub("", str(error)).split())[:300]
 
 
 def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int]) -> Feeds:

@@ -57,6 +57,12 @@ class Shapes:
         def value(i: int) -> Array | None:
             return self.values.get(node.inputs[i])
 
+        def fixed(i: int) -> bool:
+            name = node.inputs[i]
+            return not name or name in model.constants or (
+                name in self.values and bool(self.static_entries(name).all())
+            )
+
         return NodeView(
             node.op,
             model.opset(node.domain),
@@ -64,6 +70,7 @@ class Shapes:
             tuple(self.shapes.get(i) if i else None for i in node.inputs),
             tuple(self.shapes.get(o) if o else None for o in node.outputs),
             value,
+            fixed,
         )
 
 

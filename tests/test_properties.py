@@ -175,9 +175,8 @@ def pruning_twice_is_pruning_once(proto: ModelProto, seed: int) -> None:
     left = {group.name: group.size for group in graph.groups}
     left |= {edit.group: len(edit.units) for edit in plan.edits}
     again = graph_of(apply(graph, plan))
-    assert sorted(size for size in left.values() if size > 1) == sorted(
-        group.size for group in again.groups
-    )
+    sizes = [group.size for group in again.groups]
+    assert sorted(size for size in left.values() if size > 1) == sorted(size for size in sizes if size > 1)
 
 
 LAWS = (
@@ -284,7 +283,7 @@ def _cloned(proto: ModelProto, pruned: ModelProto) -> int:
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_law_on_random_networks(law: Law) -> None:
-    some(40)(given(networks(), seeds())(law))()
+    some(400)(given(networks(), seeds())(law))()
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def _bounds(node: NodeView) -> dict[int, tuple[int, int, int]]:
 def slice_(node: NodeView) -> Rule | Take | Pinned:
     bounds = _bounds(node)
     strided = [axis for axis, (*_, step) in bounds.items() if step != 1]
-    if len(strided) == 1 and len(bounds) == 1:
+    if len(strided) == 1 and len(bounds) == 1 and all(map(node.fixed, range(1, len(node.shapes)))):
         axis = strided[0]
         return Take(axis, np.arange(*bounds[axis]), operand=None)
     source: list[AxisPattern] = []
@@ -192,7 +192,7 @@ def gather(node: NodeView) -> Rule | Take:
         index = node.value(1)
     except Unknown:
         index = None
-    if index is not None and index.ndim == 1:
+    if index is not None and index.ndim == 1 and node.fixed(1):
         return Take(axis, np.asarray(index) % node.shape()[axis], operand=1)
     axes, picks = names("a", node.rank()), names("i", node.rank(1))
     output = (*axes[:axis], *picks, *axes[axis + 1 :])

@@ -141,6 +141,7 @@ class NodeView:
     shapes: tuple[Shape | None, ...]
     out_shapes: tuple[Shape | None, ...]
     values: Callable[[int], Array | None]
+    fixed: Callable[[int], bool] = lambda _: True  # whether operand i is the same at all sizes
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)

@@ -16,12 +16,13 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune import rewrite
-from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights, subgraphs
+from onnxprune.model import FLOATS, Array, Model, Node, subgraphs
 from onnxprune.ops import Rule, Unknown, lookup
 from onnxprune.ops.spec import Pattern
 from onnxprune.plan import Edit, Rewire, SetWeight
@@ -126,9 +127,8 @@ _LEFT = {  # not evaluated: random, kept on purpose, or handled elsewhere
     "Bernoulli", "DequantizeLinear", "Dropout", "DynamicQuantizeLinear", "Identity", "Multinomial",
     "QuantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 }  # fmt: skip
-_PLAIN = {  # element types that onnxruntime takes from numpy and gives back
-    getattr(onnx.TensorProto, name)
-    for name in "FLOAT FLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+_PLAIN = {  # numpy's own kinds: onnxruntime takes them and gives them back
+    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in "?bhiqBHIQefd"
 }
 
 
@@ -177,7 +177,9 @@ def _moderate(facts: _Facts, node: Node) -> bool:
     if any(facts.dims(name) is None or facts.element(name) not in _PLAIN for name in names):
         return False
     given = sum(_bytes(facts, name) for name in node.inputs if name)
-    return all(_size(facts, name) <= SMALL or _bytes(facts, name) <= 2 * given for name in node.outputs if name)
+    return all(
+        _size(facts, name) <= SMALL or _bytes(facts, name) <= 2 * given for name in node.outputs if name
+    )
 
 
 def _size(facts: _Facts, name: str) -> int:
@@ -288,7 +290,7 @@ def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
 
 # ------------------------------------------------------------------------------- scales and shifts
 
-_BETWEEN = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
+_FOLDABLE = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,8 +374,8 @@ def _stored(value: Array, dtype: np.dtype[Any], axes: tuple[int, ...] | None) ->
 
 
 @dataclass(frozen=True, eq=False)
-class _Fold:
-    """A node, the chain behind it that folds into it, and the new values of its weight and bias.
+class _Merge:
+    """A chain of nodes that merges into its base, and the new values of the base's weight and bias.
 
     `constant` is the one that the new bias takes the place of; empty where there is none.
     """
@@ -384,6 +386,9 @@ class _Fold:
     bias: Array | None = None
     constant: str = ""
 
+    def __str__(self) -> str:
+        return f"{' and '.join(map(str, self.chain))} folded into {self.base.node}"
+
     def uses(self) -> Iterator[tuple[str, str, Array]]:
         """(role, constant, new value) of the constants that change."""
         if self.weight is not None:
@@ -392,23 +397,19 @@ class _Fold:
             yield "bias", self.constant, self.bias
 
 
-Names = dict[tuple[_Fold, str], str]
-
-
 def _scales(facts: _Facts) -> list[Edit]:
     """Fold scales and shifts by constants into the operators before them."""
-    folds: list[_Fold] = []
+    merges: list[_Merge] = []
     used: set[int] = set()
     for node in facts.model.nodes:
         base = None if node.index in used else _base(facts, node)
-        fold_ = None if base is None else _behind(facts, base)
-        if fold_ is not None:
-            folds.append(fold_)
-            used.update(node.index for node in fold_.chain)
-    folds = _affordable(facts, folds)
-    names, edits = _named(facts, folds)
-    for fold_ in folds:
-        edits += _merged(facts, fold_, names)
+        if base is not None and (merge := _merge(facts, base)) is not None:
+            merges.append(merge)
+            used.update(node.index for node in merge.chain)
+    merges = _affordable(facts, merges)
+    names, edits = _named(facts, merges)
+    for merge in merges:
+        edits += _merged(facts, merge, names)
     return edits
 
 
@@ -416,7 +417,12 @@ def _base(facts: _Facts, node: Node) -> _Base | None:
     """The node as an affine operator, if it is one and something that may fold reads it."""
     constants = facts.model.constants
     reader = facts.only_reader(node.outputs[0]) if node.outputs else None
-    if reader is None or reader.op not in _FOLDABLE or node.domain or constants.keys().isdisjoint(node.inputs):
+    if (
+        reader is None
+        or reader.op not in _FOLDABLE
+        or node.domain
+        or constants.keys().isdisjoint(node.inputs)
+    ):
         return None
     rule = facts.rule(node)
     if rule is None or (rule.linear is None and rule.gain is None):
@@ -424,7 +430,11 @@ def _base(facts: _Facts, node: Node) -> _Base | None:
     weight_at, bias_at = rule.linear or (rule.gain or 0, (rule.gain or 0) + 1)
     weight, bias = node.inputs[weight_at], "".join(node.inputs[bias_at : bias_at + 1])
     pattern, out = rule.inputs[weight_at], rule.outputs[0]
-    if weight not in constants or constants[weight].data_type not in FLOATS or (bias and bias not in constants):
+    if (
+        weight not in constants
+        or constants[weight].data_type not in FLOATS
+        or (bias and bias not in constants)
+    ):
         return None
     if pattern is None or out is None or any(len(terms) != 1 for terms in (*pattern, *out)):
         return None
@@ -450,63 +460,186 @@ def _sizes(known: Mapping[str, int], pattern: Pattern, dims: Sequence[int]) -> d
     return sizes
 
 
-def _behind(facts: _Facts, base: _Base) -> _Fold | None:
-    """Fold the chain behind a node into it; None if there is none or its types cannot hold the result."""
+def _merge(facts: _Facts, base: _Base) -> _Merge | None:
+    """Merge the chain behind a node into it; None if there is none or a type cannot hold the result."""
     chain, scale, shift = _chain(facts, base)
-    if not chain:
-        return None
     scales, shifts = bool((scale != 1).any()), bool(shift.any())
+    if not chain or (base.bias_at is None and shifts and [n.op for n in chain] in (["Add"], ["Sub"])):
+        return None
     weight = base.scaled(facts.model.array(base.weight), scale) if scales else None
     if scales and weight is None:
         return None
-    constant = base.bias
+    constant = base.bias if base.bias_at is not None else _addend(facts, chain)
+    if not shifts and not (scales and base.bias):
+        return _Merge(base, chain, weight)
+    old = facts.float64(constant) if constant else None
     if base.bias_at is None:
-        if shifts and [node.op for node in chain] in (["Add"], ["Sub"]):
-            return None
-        constant, value = _added(facts, chain, shift)
+        value: Array | None = _trimmed(shift, old)
     else:
         beta = base.node.attributes.get("beta", 1.0)
-        value = base.shifted(facts.float64(constant) * beta if constant else None, scale, shift)
-        shifts = shifts or (scales and bool(constant))
-    if not shifts:
-        return _Fold(base, chain, weight)
-    dtype = facts.model.array(constant or base.weight).dtype
+        value = base.shifted(None if old is None else old * beta, scale, shift)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(facts.element(constant or base.weight))
     bias = None if value is None else _stored(value, dtype, None)
-    return None if bias is None else _Fold(base, chain, weight, bias, constant)
+    return None if bias is None else _Merge(base, chain, weight, bias, constant)
+
+
+def _addend(facts: _Facts, chain: Sequence[Node]) -> str:
+    """The constant of the first Add of a chain; empty if it has none."""
+    adds = (node for node in chain if node.op == "Add")
+    return next((name for node in adds for name in node.inputs if name in facts.model.constants), "")
+
+
+def _trimmed(value: Array, like: Array | None) -> Array:
+    """The value in the shape of `like` if it has its size, else without leading axes of extent 1."""
+    if like is not None and like.size == value.size:
+        return value.reshape(like.shape)
+    whole = [i for i, extent in enumerate(value.shape) if extent > 1]
+    return value.reshape(value.shape[min(whole, default=value.ndim) :])
 
 
 def _chain(facts: _Facts, base: _Base) -> tuple[list[Node], Array, Array]:
     """The nodes behind a base that scale and shift its output, and what they come to together."""
     chain: list[Node] = []
-    scale, shift = base.aligned(np.float64(1)), base.aligned(np.float64(0))
+    scale, shift = base.aligned(np.ones(())), base.aligned(np.zeros(()))
     name = base.node.outputs[0]
-    while (node := facts.only_reader(name)) is not None and (factors := _factors(facts, base, node, name)):
-        with np.errstate(all="ignore"):
-            scale, shift = scale * factors[0], shift * factors[0] + factors[1]
-        chain.append(node)
-        name = node.outputs[0]
+    with np.errstate(all="ignore"):
+        while (node := facts.only_reader(name)) is not None and (step := _step(facts, base, node, name)):
+            scale, shift = scale * step[0], shift * step[0] + step[1]
+            chain.append(node)
+            name = node.outputs[0]
     return chain, scale, shift
 
 
-def _factors(facts: _Facts, base: _Base, node: Node, name: str) -> tuple[Array, Array] | None:
-    """The scale and shift that a node applies to the tensor `name` of a base."""
-    if node.op not in _FOLDABLE or node.domain or facts.rule(node) is None:
-        return None
+def _step(facts: _Facts, base: _Base, node: Node, name: str) -> tuple[Array, Array] | None:
+    """The scale and shift that a node applies to the tensor `name`; None if it does something else."""
+    constants = facts.model.constants
     others = [other for other in node.inputs if other != name]
-    if not facts.model.constants.keys() >= set(others):
+    if node.op not in _FOLDABLE or node.domain or not others or not constants.keys() >= set(others):
         return None
     first = node.inputs[0] == name
+    dims = tuple(constants[others[0]].dims)
     if node.op == "BatchNormalization":
-        if not first or not base.carries((*facts.model.constants[others[0]].dims, *[1] * (len(base.out) - 2))):
-            return None
-        return _normalisation(base, node, [facts.float64(other) for other in others])
-    if not base.carries(facts.model.constants[others[0]].dims) or (node.op == "Div" and not first):
+        dims += (1,) * (len(base.out) - 2)
+        first = first and len(dims) == len(base.out) - 1
+    if not base.carries(dims) or facts.rule(node) is None:
         return None
-    value, one, zero = base.aligned(facts.float64(others[0])), base.aligned(np.ones(())), base.aligned(np.zeros(()))
-    with np.errstate(all="ignore"):
-        return {
-            "Mul": (value, zero),
-            "Div": (one / value, zero),
-            "Add": (one, value),
-            "Sub": (one, -value) if first else (-one, value),
-        }[node.op]
+    values = [facts.float64(other) for other in others]
+    one, zero = base.aligned(np.ones(())), base.aligned(np.zeros(()))
+    value = base.aligned(values[0].reshape(dims))
+    match node.op:
+        case "BatchNormalization" if first:
+            gain, bias, mean, variance = (base.aligned(value.reshape(dims)) for value in values)
+            gain = gain / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+            return gain, bias - mean * gain
+        case "Mul":
+            return value, zero
+        case "Div" if first:
+            return one / value, zero
+        case "Add":
+            return one, value
+        case "Sub":
+            return (one, -value) if first else (-one, value)
+    return None
+
+
+Names = dict[tuple[_Merge, str], str]
+Version = tuple[Array, list[tuple[_Merge, str]]]  # a new value of a constant, and who uses it as what
+
+
+def _versions(merges: Sequence[_Merge]) -> dict[str, list[Version]]:
+    """For each constant that changes, its different new values."""
+    versions: dict[str, list[Version]] = {}
+    for merge in merges:
+        for role, name, value in merge.uses():
+            known = versions.setdefault(name, [])
+            users = next((u for other, u in known if np.array_equal(other, value)), None)
+            if users is None:
+                users = []
+                known.append((value, users))
+            users.append((merge, role))
+    return versions
+
+
+def _keeps_readers(facts: _Facts, merges: Sequence[_Merge], name: str) -> bool:
+    """Whether a constant is read, as it was, by something that no merge changes."""
+    gone = {node.index for merge in merges for node in merge.chain}
+    reads = sum(node.inputs.count(name) for node in facts.readers(name) if node.index not in gone)
+    own = sum(
+        name == used and (role == "weight" or merge.base.bias_at is not None)
+        for merge in merges
+        for role, used, _ in merge.uses()
+    )
+    return name in facts.fixed or reads > own
+
+
+def _affordable(facts: _Facts, merges: list[_Merge]) -> list[_Merge]:
+    """The merges that do not need another copy of a large shared weight."""
+    while True:
+        refused = {
+            merge
+            for name, versions in _versions(merges).items()
+            if len(versions) > 1 or _keeps_readers(facts, merges, name)
+            for value, users in versions
+            for merge, _ in users
+            if value.nbytes > CLONE_BYTES
+        }
+        if not refused:
+            return merges
+        merges = [merge for merge in merges if merge not in refused]
+
+
+def _named(facts: _Facts, merges: Sequence[_Merge]) -> tuple[Names, list[Edit]]:
+    """Under which name each merge finds its constants; one that others need unchanged is cloned."""
+    names: Names = {}
+    edits: list[Edit] = []
+    for name, versions in _versions(merges).items():
+        free = not _keeps_readers(facts, merges, name)
+        for value, users in versions:
+            target = name if free else facts.fresh(f"{name}.folded")
+            free = False
+            names.update(dict.fromkeys(users, target))
+            edits.append(SetWeight(target, value, f"{users[0][1]} of {users[0][0]}"))
+    return names, edits
+
+
+def _merged(facts: _Facts, merge: _Merge, names: Names) -> list[Edit]:
+    """The base under its new weight and bias makes what the chain made."""
+    base, edits = merge.base, list[Edit]()
+    proto = onnx.NodeProto()
+    proto.CopyFrom(base.node.proto)
+    nodes = [proto]
+    if merge.weight is not None:
+        proto.input[base.weight_at] = names[merge, "weight"]
+    if merge.bias is not None:
+        name = names.get((merge, "bias"), "")
+        if not name:
+            name = facts.fresh(f"{base.weight.removesuffix('.weight')}.bias")
+            edits.append(SetWeight(name, merge.bias, f"bias of {merge}"))
+        if base.bias_at is None:
+            nodes.append(_add(merge, name))
+        else:
+            _set_bias(proto, base.bias_at, name)
+    nodes[-1].output[0] = merge.chain[-1].outputs[0]
+    gone = tuple(node.outputs[0] for node in (base.node, *merge.chain))
+    return [*edits, Rewire(gone, add=tuple(nodes), reason=str(merge))]
+
+
+def _add(merge: _Merge, bias: str) -> onnx.NodeProto:
+    """The Add that is left of a chain whose base takes no bias."""
+    proto = onnx.NodeProto()
+    node = next((node for node in merge.chain if node.op == "Add"), None)
+    if node is None:
+        proto.CopyFrom(onnx.helper.make_node("Add", [], [""], name=merge.chain[-1].proto.name))
+    else:
+        proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend([merge.base.node.outputs[0], bias])
+    return proto
+
+
+def _set_bias(proto: onnx.NodeProto, position: int, name: str) -> None:
+    proto.input.extend([""] * (position + 1 - len(proto.input)))
+    proto.input[position] = name
+    kept = [attribute for attribute in proto.attribute if attribute.name != "beta"]
+    del proto.attribute[:]
+    proto.attribute.extend(kept)
