@@ -17,7 +17,7 @@ import numpy as np
 from onnxprune import axes
 from onnxprune.axes import Axis, Const, Reason, Var
 from onnxprune.errors import UserError
-from onnxprune.model import FLOATS, Model, Node
+from onnxprune.model import FLOATS, WEIGHTS, Model, Node
 from onnxprune.ops import Pinned, Rule, Take, Unknown, lookup
 from onnxprune.ops.spec import AxisPattern, Pattern, label, names
 from onnxprune.shapes import Shapes, analyse
@@ -450,7 +450,7 @@ class DependencyGraph:
         """Whether a tensor is a floating-point (or quantised) weight: stored, or filled at run time."""
         tensor = self.model.constants.get(name)
         if tensor is not None:
-            return len(tensor.dims) > 0
+            return len(tensor.dims) > 0 and tensor.data_type in WEIGHTS
         producer = self.model.producers.get(name)
         return producer is not None and producer.op == "ConstantOfShape" and producer.inputs[0] in self.model.constants
 

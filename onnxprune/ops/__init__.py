@@ -1,6 +1,6 @@
 """What operators are: one declaration each, one file per family."""
 
-from onnxprune.ops import conv, index, matmul, norm, pointwise, pool, quantize, reduce, reshape, shape
+from onnxprune.ops import contrib, conv, index, matmul, norm, pointwise, pool, quantize, reduce, reshape, shape
 from onnxprune.ops.spec import (
     NodeView,
     OpSpec,
@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "Take",
     "Unknown",
+    "contrib",
     "conv",
     "declared",
     "index",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,6 @@ from onnxprune.shapes import Shapes, analyse
 
 SMALL = 1024  # elements of results that are stored whatever they replace
 CLONE_BYTES = 1 << 20  # a shared weight above this is not cloned for a fold
-PRECISION = 2.0**-8  # how far storing a folded weight may change a channel of it: bfloat16's rounding
-TINY = 1e-37  # values below are zero, so that float32's subnormals need not keep their precision
 
 
 def fold(model: Model) -> tuple[onnx.ModelProto, list[Edit]]:
@@ -50,7 +48,7 @@ def fold(model: Model) -> tuple[onnx.ModelProto, list[Edit]]:
 def plan(model: Model) -> list[Edit]:
     """The edits of one round; none if the model is folded."""
     facts = _Facts(model)
-    return [*_constants(facts), *_idle(facts)] or _scales(facts)
+    return _constants(facts) or _idle(facts) or _scales(facts)
 
 
 class _Facts:
@@ -90,14 +88,6 @@ class _Facts:
             return None
         return nodes[0]
 
-    def dims(self, name: str) -> tuple[int, ...] | None:
-        tensor = self.model.constants.get(name)
-        return self.shapes.shapes.get(name) if tensor is None else tuple(tensor.dims)
-
-    def element(self, name: str) -> int:
-        tensor = self.model.constants.get(name)
-        return self.shapes.elements.get(name, 0) if tensor is None else tensor.data_type
-
     def float64(self, name: str) -> Array:
         return self.model.array(name).astype(np.float64)
 
@@ -134,61 +124,79 @@ _PLAIN = {  # numpy's own kinds: onnxruntime takes them and gives them back
 
 def _constants(facts: _Facts) -> list[Edit]:
     """Store the results of nodes that read only constants."""
-    dear: set[int] = set()
-    while True:
-        nodes = _evaluable(facts, dear)
-        results = _results(facts, nodes)
-        too_dear = _too_dear(facts, nodes, results)
-        if not too_dear:
-            break
-        dear |= too_dear
+    nodes = _evaluable(facts)
+    if not nodes:
+        return []
+    outputs = [name for node in nodes for name in node.outputs if name]
+    shapes = analyse(Model(_part(facts.model, nodes, outputs)))
+    nodes = _closed(facts, [node for node in nodes if _moderate(shapes, node)])
+    while dear := _dear(facts, shapes, nodes):
+        nodes = _closed(facts, [node for node in nodes if node.index not in dear])
+    results = _results(facts, nodes)
     edits: list[Edit] = []
-    for name, value in _evaluate(facts, nodes, list(results)).items():
-        node = results[name]
-        edits.append(SetWeight(name, value, f"{node} reads only constants"))
-        edits.append(Rewire((name,), reason=f"{node} reads only constants"))
+    for name, value in _evaluate(_part(facts.model, nodes, results)).items():
+        why = f"{results[name]} reads only constants"
+        edits += [SetWeight(name, value, why), Rewire((name,), reason=why)]
     return edits
 
 
-def _evaluable(facts: _Facts, dear: set[int]) -> list[Node]:
-    known = set(facts.model.constants)
-    functions = {f.name for f in facts.model.proto.functions}
-    nodes = []
-    for node in facts.model.nodes:
-        inputs = [name for name in node.inputs if name]
-        if (
-            inputs
+def _evaluable(facts: _Facts) -> list[Node]:
+    left = _LEFT | {function.name for function in facts.model.proto.functions}
+    return _closed(
+        facts,
+        [
+            node
+            for node in facts.model.nodes
+            if any(node.inputs)
             and node.domain == ""
-            and node.op not in _LEFT | functions
-            and node.index not in dear
-            and known.issuperset(inputs)
+            and node.op not in left
             and facts.pinned.isdisjoint(node.outputs)
             and not any(subgraphs(node.proto))
-            and _moderate(facts, node)
-        ):
-            nodes.append(node)
-            known.update(filter(None, node.outputs))
-    return nodes
-
-
-def _moderate(facts: _Facts, node: Node) -> bool:
-    """Whether all is plain numbers, and the outputs are small, or of at most twice the inputs' bytes."""
-    names = [name for name in (*node.inputs, *node.outputs) if name]
-    if any(facts.dims(name) is None or facts.element(name) not in _PLAIN for name in names):
-        return False
-    given = sum(_bytes(facts, name) for name in node.inputs if name)
-    return all(
-        _size(facts, name) <= SMALL or _bytes(facts, name) <= 2 * given for name in node.outputs if name
+        ],
     )
 
 
-def _size(facts: _Facts, name: str) -> int:
-    return math.prod(facts.dims(name) or ())
+def _closed(facts: _Facts, nodes: Iterable[Node]) -> list[Node]:
+    """Those of the nodes that read only constants and each other."""
+    known = {"", *facts.model.constants}
+    found = []
+    for node in nodes:
+        if known.issuperset(node.inputs):
+            found.append(node)
+            known.update(node.outputs)
+    return found
 
 
-def _bytes(facts: _Facts, name: str) -> int:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(facts.element(name))
-    return _size(facts, name) * dtype.itemsize
+def _part(model: Model, nodes: Sequence[Node], outputs: Iterable[str]) -> onnx.ModelProto:
+    """A constant part of the graph as a model of its own, without inputs."""
+    proto = onnx.ModelProto(ir_version=max(model.proto.ir_version, 4))  # before 4, weights had to be inputs
+    proto.opset_import.extend(model.proto.opset_import)
+    graph = proto.graph
+    graph.name = "constants"
+    graph.node.extend(node.proto for node in nodes)
+    for name in dict.fromkeys(name for node in nodes for name in node.inputs if name in model.constants):
+        graph.initializer.add().CopyFrom(model.constants[name])
+        graph.initializer[-1].name = name
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return proto
+
+
+def _moderate(shapes: Shapes, node: Node) -> bool:
+    """Whether all is plain numbers, and the outputs are small, or of at most twice the inputs' bytes."""
+    inputs, outputs = ([name for name in names if name] for names in (node.inputs, node.outputs))
+    if any(name not in shapes.shapes or shapes.elements[name] not in _PLAIN for name in (*inputs, *outputs)):
+        return False
+    given = sum(_bytes(shapes, name) for name in inputs)
+    return all(_is_small(shapes, name) or _bytes(shapes, name) <= 2 * given for name in outputs)
+
+
+def _is_small(shapes: Shapes, name: str) -> bool:
+    return math.prod(shapes.shapes[name]) <= SMALL
+
+
+def _bytes(shapes: Shapes, name: str) -> int:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(shapes.elements[name])
+    return math.prod(shapes.shapes[name]) * dtype.itemsize
 
 
 def _results(facts: _Facts, nodes: Sequence[Node]) -> dict[str, Node]:
@@ -202,45 +210,35 @@ def _results(facts: _Facts, nodes: Sequence[Node]) -> dict[str, Node]:
     }
 
 
-def _too_dear(facts: _Facts, nodes: Sequence[Node], results: Mapping[str, Node]) -> set[int]:
-    """Nodes whose results would take more than twice the bytes of the constants they make superfluous."""
+def _dear(facts: _Facts, shapes: Shapes, nodes: Sequence[Node]) -> set[int]:
+    """Nodes whose results would take more than twice the bytes of the constants that they free."""
     inside = {node.index for node in nodes}
-    sources: dict[str, frozenset[str]] = {}  # tensor -> the constants that only it and its like need
+    freed: dict[str, frozenset[str]] = {}  # tensor -> constants needed by it and by nothing that stays
     for node in nodes:
-        for name in filter(None, node.inputs):
-            if name in facts.model.constants:
-                freed = name not in facts.fixed and all(r.index in inside for r in facts.readers(name))
-                sources[name] = frozenset([name]) if freed else frozenset()
-        found = frozenset().union(*(sources[name] for name in node.inputs if name))
-        sources.update(dict.fromkeys(filter(None, node.outputs), found))
+        for name in node.inputs:
+            if name not in facts.model.constants:
+                continue
+            kept = name in facts.fixed or any(reader.index not in inside for reader in facts.readers(name))
+            freed[name] = frozenset() if kept else frozenset([name])
+        below = frozenset[str]().union(*(freed[name] for name in node.inputs if name))
+        freed.update(dict.fromkeys(node.outputs, below))
     dear: set[int] = set()
     claimed: set[str] = set()
-    for name, node in results.items():
-        if _size(facts, name) > SMALL:
-            freed_bytes = sum(_bytes(facts, source) for source in sources[name] - claimed)
-            claimed |= sources[name]
-            if _bytes(facts, name) > 2 * freed_bytes:
+    for name, node in _results(facts, nodes).items():
+        if not _is_small(shapes, name):
+            paid = sum(_bytes(shapes, constant) for constant in freed[name] - claimed)
+            claimed |= freed[name]
+            if _bytes(shapes, name) > 2 * paid:
                 dear.add(node.index)
     return dear
 
 
-def _evaluate(facts: _Facts, nodes: Sequence[Node], names: list[str]) -> dict[str, Array]:
-    """Run a constant part of the graph by itself; nothing where onnxruntime cannot."""
-    if not names:
+def _evaluate(part: onnx.ModelProto) -> dict[str, Array]:
+    """The outputs of a model without inputs; nothing where there are none or onnxruntime cannot run it."""
+    if not part.graph.output:
         return {}
-    model = facts.model
-    proto = onnx.ModelProto()
-    proto.ir_version = max(model.proto.ir_version, 4)  # from 4 on, initializers need not be inputs
-    proto.opset_import.extend(model.proto.opset_import)
-    graph = proto.graph
-    graph.name = "constants"
-    graph.node.extend(node.proto for node in nodes)
-    for name in dict.fromkeys(name for node in nodes for name in node.inputs if name in model.constants):
-        graph.initializer.add().CopyFrom(model.constants[name])
-        graph.initializer[-1].name = name
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     try:
-        values = Session(proto).run({}, names)
+        values = Session(part).run({})
     except RunError:
         return {}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
@@ -265,7 +263,8 @@ def _idle(facts: _Facts) -> list[Edit]:
             target in facts.outputs
             and maker is not None
             and maker.index not in touched
-            and source not in facts.fixed | facts.model.constants.keys()
+            and source not in facts.fixed
+            and source not in facts.model.constants
         ):
             new = _renamed(maker, source, target)
             edits.append(Rewire((source, target), {source: target}, (new,), f"{node} does nothing"))
@@ -274,11 +273,12 @@ def _idle(facts: _Facts) -> list[Edit]:
 
 
 def _does_nothing(facts: _Facts, node: Node) -> bool:
-    if node.domain or node.op not in ("Identity", "Dropout"):
+    if node.domain or any(name in facts.fixed or facts.readers(name) for name in node.outputs[1:]):
         return False
-    if any(name in facts.fixed or facts.readers(name) for name in node.outputs[1:]):
-        return False
-    return node.op == "Identity" or facts.rule(node) is not None
+    if node.op == "Dropout" and facts.model.opset() >= 7:
+        training = "".join(node.inputs[2:])
+        return not training or (training in facts.model.constants and not facts.model.array(training).any())
+    return node.op == "Identity"
 
 
 def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
@@ -336,12 +336,12 @@ class _Base:
             for axis, extent in zip(self.out, scale.shape, strict=True)
             for name in axis[0]
         }
-        order = sorted(range(len(own)), key=lambda i: [*labels, *own].index([*own][i]))
+        order = [list(own).index(name) for name in labels if name in own]
+        order += [i for i, name in enumerate(own) if name not in labels]
         factor = scale.reshape(list(own.values())).transpose(order)
         factor = factor.reshape([own.get(name, 1) for name in labels])
         split = weight.astype(np.float64).reshape([self.sizes[name] for name in labels])
-        channel = tuple(i for i, name in enumerate(labels) if name not in own)
-        stored = _stored(split * factor, weight.dtype, channel)
+        stored = _stored(split * factor, weight.dtype)
         return None if stored is None else stored.reshape(weight.shape)
 
     def shifted(self, bias: Array | None, scale: Array, shift: Array) -> Array | None:
@@ -364,13 +364,11 @@ class _Base:
         return np.broadcast_to(value.reshape([value.shape[i] for i in axes]), list(axes.values()))
 
 
-def _stored(value: Array, dtype: np.dtype[Any], axes: tuple[int, ...] | None) -> Array | None:
-    """The value in a narrower type; None where that overflows or loses a channel (a slice over `axes`)."""
-    with np.errstate(over="ignore", invalid="ignore"):
+def _stored(value: Array, dtype: np.dtype[Any]) -> Array | None:
+    """The value in a narrower type; None where that overflows."""
+    with np.errstate(over="ignore"):
         stored = value.astype(dtype)
-        error = np.abs(stored.astype(np.float64) - value).max(axis=axes, initial=0)
-        fits = error <= PRECISION * np.abs(value).max(axis=axes, initial=0) + TINY
-    return stored if np.all(fits) else None
+    return stored if np.isfinite(stored.astype(np.float64)).all() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,16 +411,35 @@ def _scales(facts: _Facts) -> list[Edit]:
     return edits
 
 
+def _is_candidate(facts: _Facts, node: Node) -> bool:
+    """Whether something may fold into the node, by names alone: most graphs need no closer look."""
+    if node.domain or not node.outputs or facts.model.constants.keys().isdisjoint(node.inputs):
+        return False
+    name = node.outputs[0]
+    reader = facts.only_reader(name)
+    if reader is not None and reader.op in ("Add", "Sub") and _arity(facts, node) < 3:
+        if not _may_fold(facts, reader, name):
+            return False
+        name = reader.outputs[0]
+        reader = facts.only_reader(name)
+    return reader is not None and _may_fold(facts, reader, name)
+
+
+def _may_fold(facts: _Facts, node: Node, name: str) -> bool:
+    others = {other for other in node.inputs if other != name}
+    return (
+        node.op in _FOLDABLE and not node.domain and bool(others) and facts.model.constants.keys() >= others
+    )
+
+
+def _arity(facts: _Facts, node: Node) -> int:
+    return onnx.defs.get_schema(node.op, facts.model.opset()).max_input
+
+
 def _base(facts: _Facts, node: Node) -> _Base | None:
-    """The node as an affine operator, if it is one and something that may fold reads it."""
+    """The node as an affine operator, if it is one and something may fold into it."""
     constants = facts.model.constants
-    reader = facts.only_reader(node.outputs[0]) if node.outputs else None
-    if (
-        reader is None
-        or reader.op not in _FOLDABLE
-        or node.domain
-        or constants.keys().isdisjoint(node.inputs)
-    ):
+    if not _is_candidate(facts, node):
         return None
     rule = facts.rule(node)
     if rule is None or (rule.linear is None and rule.gain is None):
@@ -444,7 +461,7 @@ def _base(facts: _Facts, node: Node) -> _Base | None:
         weight_at,
         pattern,
         bias,
-        bias_at if bias_at < onnx.defs.get_schema(node.op, facts.model.opset()).max_input else None,
+        bias_at if bias_at < _arity(facts, node) else None,
         (rule.inputs[bias_at] if bias else None) or (),
         out,
         _sizes(rule.sizes, pattern, constants[weight].dims),
@@ -478,8 +495,8 @@ def _merge(facts: _Facts, base: _Base) -> _Merge | None:
     else:
         beta = base.node.attributes.get("beta", 1.0)
         value = base.shifted(None if old is None else old * beta, scale, shift)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(facts.element(constant or base.weight))
-    bias = None if value is None else _stored(value, dtype, None)
+    dtype = facts.model.array(constant or base.weight).dtype
+    bias = None if value is None else _stored(value, dtype)
     return None if bias is None else _Merge(base, chain, weight, bias, constant)
 
 
@@ -513,9 +530,9 @@ def _chain(facts: _Facts, base: _Base) -> tuple[list[Node], Array, Array]:
 def _step(facts: _Facts, base: _Base, node: Node, name: str) -> tuple[Array, Array] | None:
     """The scale and shift that a node applies to the tensor `name`; None if it does something else."""
     constants = facts.model.constants
-    others = [other for other in node.inputs if other != name]
-    if node.op not in _FOLDABLE or node.domain or not others or not constants.keys() >= set(others):
+    if not _may_fold(facts, node, name):
         return None
+    others = [other for other in node.inputs if other != name]
     first = node.inputs[0] == name
     dims = tuple(constants[others[0]].dims)
     if node.op == "BatchNormalization":
@@ -619,6 +636,8 @@ def _merged(facts: _Facts, merge: _Merge, names: Names) -> list[Edit]:
             nodes.append(_add(merge, name))
         else:
             _set_bias(proto, base.bias_at, name)
+        if base.bias_at is None and merge.weight is not None:  # other values than those it had
+            proto.output[0] = nodes[-1].input[0] = facts.fresh(f"{proto.output[0]}.scaled")
     nodes[-1].output[0] = merge.chain[-1].outputs[0]
     gone = tuple(node.outputs[0] for node in (base.node, *merge.chain))
     return [*edits, Rewire(gone, add=tuple(nodes), reason=str(merge))]

@@ -1,0 +1,1 @@
+"""Measurements of onnxprune; each module runs as `python -m benchmarks.NAME`."""

@@ -1,0 +1,136 @@
+"""How the time of analysis, plan and surgery grows with the number of nodes.
+
+    python -m benchmarks.growth [--update]
+
+Graphs of five families at some 200, 2,000 and 20,000 nodes, with few channels, so that the graph and
+not the weights is what takes the time. Each graph runs in a process of its own; the median of three.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
+from models.builder import Graph, Tensor
+from onnxprune import surgery
+from onnxprune.dependency import DependencyGraph
+from onnxprune.model import Model
+from onnxprune.passes import channels
+from onnxprune.passes.channels import Channels
+
+SIZES = (200, 2_000, 20_000)
+ROUNDS = 3
+LIMIT = 12.0  # times the time for ten times the nodes
+STEPS = ("analysis", "plan", "surgery")
+
+
+def _chain(g: Graph, x: Tensor) -> Tensor:
+    """Convolution, normalisation, ReLU."""
+    return g.conv_bn(x, 8, 3)
+
+
+def _residual(g: Graph, x: Tensor) -> Tensor:
+    """Two convolutions beside a skip: one Add after another couples the whole tower."""
+    return g.relu(g.add(x, g.conv_bn(g.conv_bn(x, 8, 3), 8, 3, act=None)))
+
+
+def _dense(g: Graph, x: Tensor) -> Tensor:
+    """A DenseNet block of 16 layers and a transition."""
+    for _ in range(16):
+        y = g.conv_bn(g.relu(g.bn(x)), 16, 1)
+        x = g.concat(x, g.conv(y, 4, 3, bias=False))
+    return g.conv(g.relu(g.bn(x)), 8, 1, bias=False)
+
+
+def _shuffle(g: Graph, x: Tensor) -> Tensor:
+    """A ShuffleNetV2 unit: Split, depthwise branch, Concat, channel shuffle."""
+    left, right = g.split(x, 2)
+    right = g.conv_bn(g.conv_bn(right, 4, 1), 4, 3, group=4, act=None)
+    return g.channel_shuffle(g.concat(left, g.conv_bn(right, 4, 1)), 2)
+
+
+def _csp(g: Graph, x: Tensor) -> Tensor:
+    """A C2f block: Split, a bottleneck with a skip, Concat of all parts."""
+    parts = g.split(g.conv_bn(x, 8, 1), 2)
+    parts.append(g.add(parts[-1], g.conv_bn(parts[-1], 4, 3)))
+    return g.conv_bn(g.concat(*parts), 8, 1)
+
+
+FAMILIES: dict[str, Callable[[Graph, Tensor], Tensor]] = {
+    "chain": _chain,
+    "residual tower": _residual,
+    "DenseNet blocks": _dense,
+    "ShuffleNet units": _shuffle,
+    "C2f blocks": _csp,
+}
+
+
+def measure() -> Results:
+    """Seconds per family, size and step."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for family in FAMILIES:
+        for size in SIZES:
+            print(f"{family}, {size} nodes ...", file=sys.stderr, flush=True)
+            rows.setdefault(family, []).append(isolated(_timed, family, size))
+    return {"rows": rows}
+
+
+def _timed(family: str, size: int) -> dict[str, Any]:
+    g = Graph(family)
+    x = g.conv_bn(g.input("batch", 3, 8, 8), 8, 3)
+    while len(g.nodes) < size:
+        x = FAMILIES[family](g, x)
+    proto = g.model(g.gemm(g.flatten(g.gap(x)), 10))
+    rounds = []
+    for _ in range(ROUNDS):
+        model = Model(proto)
+        laps = [time.perf_counter()]
+        graph = DependencyGraph(model)
+        laps.append(time.perf_counter())
+        plan = channels.plan(graph, Channels(0.3, align=1), model.digest())
+        laps.append(time.perf_counter())
+        surgery.apply(graph, plan)
+        laps.append(time.perf_counter())
+        rounds.append([after - before for before, after in pairwise(laps)])
+    middle = sorted(rounds, key=sum)[ROUNDS // 2]
+    seconds = dict(zip(STEPS, middle, strict=True))
+    return {"nodes": len(proto.graph.node), "groups": len(graph.groups), "seconds": seconds}
+
+
+def _total(row: dict[str, Any]) -> float:
+    return float(sum(row["seconds"].values()))
+
+
+def _growths(rows: list[dict[str, Any]]) -> list[float]:
+    """For each tenfold size: time ratio, brought to exactly ten times the nodes."""
+    return [_total(b) / _total(a) * 10 * a["nodes"] / b["nodes"] for a, b in pairwise(rows)]
+
+
+def render(results: Results) -> str:
+    """Seconds at each size, and the ratios."""
+    growths = [f"{a:,} to {b:,}" for a, b in pairwise(SIZES)]
+    header = ("family", *(f"{size:,} nodes, s" for size in SIZES), *growths, "analysis / plan / surgery of the last, s")
+    rows = []
+    for family, found in results["rows"].items():
+        last = " / ".join(f"{found[-1]['seconds'][step]:.2f}" for step in STEPS)
+        growths = [f"x {growth:.1f}" for growth in _growths(found)]
+        rows.append((family, *(f"{_total(row):.3f}" for row in found), *growths, last))
+    return f"{stamp(results)}\n\n{table(header, rows)}"
+
+
+def figures(results: Results) -> list[Figure]:
+    """Ten times the nodes may take at most twelve times as long."""
+    return [
+        Figure(f"{family}: times the time for 10 times the nodes", max(_growths(rows)), LIMIT)
+        for family, rows in results["rows"].items()
+    ]
+
+
+BENCHMARK = Benchmark("growth", measure, render, figures)
+
+if __name__ == "__main__":
+    raise SystemExit(run(BENCHMARK))

@@ -1,0 +1,191 @@
+"""Every model the project names, pruned at 0.3: what is prunable, what is kept, is it right, how long.
+
+    python -m benchmarks.models_table [--update]
+
+Each model runs in a process of its own. What is kept is counted again on the written file.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
+from benchmarks.subjects import KINDS, subject
+from onnxprune import axes, pipeline
+from onnxprune.cost import Cost, CostModel, Counts
+from onnxprune.dependency import DependencyGraph, Link
+from onnxprune.passes.channels import Channels
+from onnxprune.surgery import keep_masks
+
+RATIO = 0.3
+ALIGNS = (1, 16)
+LIMITS = {
+    "resnet50": {"macs": 0.50, "params": 0.50},
+    "mobilenet_v2": {"macs": 0.52},
+    "densenet121": {"macs": 0.52},
+    "vgg16_bn": {"macs": 0.52},
+    "yolov8n": {"macs": 0.60},
+    "ppocr-det": {"macs": 0.60},
+    "ppocr-rec": {"macs_rest": 0.60},
+    "ppocr-cls": {"macs": 0.60},
+}
+WORDS = {"macs": "MACs kept", "params": "parameters kept", "macs_rest": "MACs kept outside attention"}
+TOLERANCE = 1e-4
+
+
+def measure() -> Results:
+    """A row per model; a model that fails leaves its reason."""
+    rows = {}
+    for names in KINDS.values():
+        for name in names:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            rows[name] = isolated(_row, name)
+    return {"rows": rows}
+
+
+def _row(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = subject(name, Path(folder))
+        row: dict[str, Any] = {}
+        for align in ALIGNS:
+            try:
+                row[str(align)] = _pruned(path, align, Path(folder) / "pruned.onnx")
+            except Exception as error:  # a crash is a row of the table too
+                row[str(align)] = {"failed": type(error).__name__, "why": str(error).partition("\n")[0]}
+        graph = DependencyGraph(pipeline.open_model(path))
+        row["groups"] = len(graph.groups)
+        row["nodes"] = len(graph.model.nodes)
+        row["prunable"] = CostModel(graph).prunable_share()
+        row["pinned"] = pipeline.pinned_reasons(graph)
+    return row
+
+
+def _pruned(path: Path, align: int, target: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    result = pipeline.prune(path, Channels(RATIO, align=align))
+    result.save(target)
+    seconds = time.perf_counter() - start
+    report = result.report
+    assert report.equivalence is not None
+    graph = DependencyGraph(pipeline.open_model(path))
+    counts = {var: int(mask.sum()) for var, mask in keep_masks(graph, result.plan).items()}
+    return {
+        "kept": report.kept,
+        "macs_rest": _rest(graph, counts),
+        "recounted": _same(report.after, CostModel(DependencyGraph(pipeline.open_model(target)))()),
+        "cut": report.cut,
+        "skipped": dict(report.skipped),
+        "error": report.equivalence.error,
+        "seconds": seconds,
+        "stages": dict(report.seconds),
+    }
+
+
+def _same(predicted: Cost, counted: Cost) -> bool:
+    return (predicted.macs, predicted.params) == (counted.macs, counted.params)
+
+
+def _rest(graph: DependencyGraph, counts: Counts) -> float | None:
+    """The share of the MACs kept outside attention; None where there is no attention."""
+    attention = {link.node.index for link in _attention(graph)}
+    if not attention:
+        return None
+    rest = [link for link in graph.links if link.node.index not in attention]
+    return sum(_macs(link, counts) for link in rest) / sum(_macs(link, {}) for link in rest)
+
+
+def _macs(link: Link, counts: Counts) -> int:
+    extents = [axes.extent(link.labels[name], counts) for name in link.rule.macs if name in link.labels]
+    product = 1 if extents else 0
+    for extent in extents:
+        product *= extent
+    return product
+
+
+def _attention(graph: DependencyGraph) -> Iterator[Link]:
+    """The products of two activations (queries with keys, scores with values), and the projections that
+    they read from and write to: the nearest contractions with a weight on each side."""
+    by_node = {link.node.index: link for link in graph.links}
+    for link in graph.links:
+        if not _multiplies(link) or any(name in graph.model.constants for name in link.node.inputs[:2]):
+            continue
+        yield link
+        for forward in (False, True):
+            waiting, seen = [link.node], {link.node.index}
+            while waiting:
+                node = waiting.pop()
+                names = node.outputs if forward else node.inputs
+                for name in filter(None, names):
+                    producer = graph.model.producers.get(name)
+                    near = graph.model.consumers.get(name, []) if forward else [producer] if producer else []
+                    for other in near:
+                        if other.index in seen or other.index not in by_node:
+                            continue
+                        seen.add(other.index)
+                        if _multiplies(by_node[other.index]):
+                            yield by_node[other.index]
+                        else:
+                            waiting.append(other)
+
+
+def _multiplies(link: Link) -> bool:
+    return any(name in link.labels for name in link.rule.macs)
+
+
+def render(results: Results) -> str:
+    """One table per kind of model."""
+    header = "model|nodes|groups|prunable|MACs|parameters|MACs, align 16|parameters, align 16|error|seconds|of which proof"
+    parts = [stamp(results)]
+    for kind, names in KINDS.items():
+        parts.append(f"\n**{kind.capitalize()}**\n")
+        parts.append(table(header.split("|"), [_cells(name, results["rows"][name]) for name in names]))
+    rest = results["rows"]["ppocr-rec"]["1"].get("macs_rest")
+    if rest is not None:
+        parts.append(f"\nppocr-rec outside its attention: {rest:.3f} of the MACs kept (align 1).")
+    return "\n".join(parts)
+
+
+def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    one, sixteen = row["1"], row["16"]
+    head = (name, str(row["nodes"]), str(row["groups"]), f"{row['prunable']['params']:.3f}")
+    kept = [
+        f"{run['kept'][key]:.3f}" if "kept" in run else run["failed"]
+        for run in (one, sixteen)
+        for key in ("macs", "params")
+    ]
+    if "kept" not in one:
+        return (*head, *kept, "", "", "")
+    error = max(run["error"] for run in (one, sixteen) if "kept" in run)
+    return (*head, *kept, f"{error:.0e}", f"{one['seconds']:.1f}", f"{one['stages']['prove']:.1f}")
+
+
+def figures(results: Results) -> list[Figure]:
+    """The issue's shares kept, the equivalence, and that the predicted cost is the cost of the file."""
+    rows = results["rows"]
+    runs = [row[str(align)] for row in rows.values() for align in ALIGNS]
+    failed = sum("failed" in run for run in runs)
+    worst = max(run["error"] for run in runs if "error" in run)
+    different = sum(not run.get("recounted", True) for run in runs)
+    found = [
+        Figure("runs that end in an error instead of a model", failed, 0),
+        Figure("largest equivalence error, share of the output's scale", worst, TOLERANCE),
+        Figure("files whose count differs from the predicted cost", different, 0),
+    ]
+    for name, limits in LIMITS.items():
+        for key, limit in limits.items():
+            run = rows[name]["1"]
+            kept = run.get("kept", {}).get(key, run.get(key))
+            title = f"{name}: {WORDS[key]} at {RATIO}, align 1"
+            found.append(Figure(title, float("inf") if kept is None else kept, limit))
+    return found
+
+
+BENCHMARK = Benchmark("models_table", measure, render, figures)
+
+if __name__ == "__main__":
+    raise SystemExit(run(BENCHMARK))

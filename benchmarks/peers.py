@@ -1,0 +1,151 @@
+"""onnxprune beside onnxsim, the other tool that prunes ONNX files, at the same ratio on the same models.
+
+    python -m benchmarks.peers [--update]
+
+onnxsim is installed into an environment of its own in the cache; where that is not possible the
+benchmark is skipped. Both results are counted by the same counter on the written files, and
+onnxruntime runs both.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Benchmark, Results, NotHereError, isolated, run, stamp, table
+from benchmarks.subjects import RANDOM, TRAINED, subject
+from models.fetch import default_cache
+from onnxprune import surgery
+from onnxprune.cost import Cost, CostModel
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import load, save
+from onnxprune.passes import channels
+from onnxprune.passes.channels import Channels
+from onnxprune.runtime import RunError, Session, index_bounds, make_feeds
+
+PEER = "onnxsim==0.8.1"
+RATIO = 0.3
+NAMES = (*RANDOM, *TRAINED[:6], "crepe-tiny")  # not the folded, float16 and quantised forms
+LIMIT_S = 600
+
+
+def measure() -> Results:
+    """Per model and tool: MACs and parameters kept, and whether onnxruntime runs the result."""
+    interpreter = _environment()
+    rows: dict[str, dict[str, Any]] = {}
+    for name in NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = isolated(subject, name, Path(folder))
+            before = isolated(_count, path)
+            rows[name] = {
+                "onnxprune": _judged(before, _onnxprune(path, Path(folder) / "ours.onnx")),
+                "onnxsim": _judged(before, _onnxsim(interpreter, path, Path(folder) / "theirs.onnx")),
+            }
+    return {"rows": rows}
+
+
+def _environment() -> Path:
+    """The interpreter of an environment that has the peer."""
+    folder = default_cache() / "peers" / PEER.replace("==", "-")
+    interpreter = folder / "bin" / "python"
+    done = folder / "installed"
+    if done.exists():
+        return interpreter
+    print(f"installing {PEER} into {folder} ...", file=sys.stderr)
+    venv.create(folder, with_pip=True, clear=True)
+    pinned = [f"{name}=={version(name)}" for name in ("onnx", "onnxruntime", "numpy")]
+    command = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-input", PEER, *pinned]
+    installed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        said = installed.stderr.strip().splitlines()
+        raise NotHereError(f"{PEER} cannot be installed here: {said[-1] if said else 'pip failed'}")
+    done.touch()
+    return interpreter
+
+
+def _onnxprune(path: Path, target: Path) -> Path | str:
+    try:
+        isolated(_cut, path, target)
+    except OnnxPruneError as error:
+        return str(error)
+    return target
+
+
+def _cut(path: Path, target: Path) -> None:
+    model = load(path)
+    graph = DependencyGraph(model)
+    save(surgery.apply(graph, channels.plan(graph, Channels(RATIO, align=1), model.digest())), target)
+
+
+def _onnxsim(interpreter: Path, path: Path, target: Path) -> Path | str:
+    script = Path(__file__).with_name("onnxsim_prune.py")
+    command = [str(interpreter), str(script), str(path), str(target), str(RATIO)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"not done in {LIMIT_S} s"
+    return target if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
+
+
+def _judged(before: Cost, written: Path | str) -> dict[str, Any]:
+    """What a tool wrote (or why it wrote nothing), by the counter and by onnxruntime."""
+    if isinstance(written, str):
+        return {"failed": written}
+    try:
+        cost = isolated(_count, written)
+    except OnnxPruneError as error:
+        return {"failed": str(error)}
+    kept = cost.ratio(before)
+    return {"macs": kept["macs"], "params": kept["params"], "refused": isolated(_refused, written)}
+
+
+def _count(path: Path) -> Cost:
+    return CostModel(DependencyGraph(load(path)))()
+
+
+def _refused(path: Path) -> str:
+    """What onnxruntime has against a model; empty if it runs."""
+    model = load(path)
+    shapes = DependencyGraph(model).shapes
+    try:
+        session = Session(path, optimise=True)
+        session.run(make_feeds(model, shapes.sizes, 0, index_bounds(model, shapes.shapes)))
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def render(results: Results) -> str:
+    """MACs and parameters kept by each tool, side by side."""
+    rows = []
+    for name, row in results["rows"].items():
+        cells = [cell for tool in ("onnxprune", "onnxsim") for cell in _cells(row[tool])]
+        rows.append((name, *cells))
+    header = ("model", "onnxprune: MACs", "parameters", "runs", "onnxsim: MACs", "parameters", "runs")
+    text = f"{stamp(results)}\n\n{table(header, rows)}"
+    refused = {
+        f"{tool} on {name}: {found.get('refused') or found.get('failed')}"
+        for name, row in results["rows"].items()
+        for tool, found in row.items()
+        if found.get("refused") or found.get("failed")
+    }
+    return text + "".join(f"\n\n{line}" for line in sorted(refused))
+
+
+def _cells(found: dict[str, Any]) -> tuple[str, str, str]:
+    if "failed" in found:
+        return "failed", "failed", "-"
+    return f"{found['macs']:.3f}", f"{found['params']:.3f}", "no" if found["refused"] else "yes"
+
+
+BENCHMARK = Benchmark("peers", measure, render)
+
+if __name__ == "__main__":
+    raise SystemExit(run(BENCHMARK))
