@@ -11,7 +11,16 @@ import argparse
 import sys
 
 from benchmarks import growth, memory, models_table, peers, time_ratio
-from benchmarks.common import DOCUMENT, Figure, NotHereError, figures_table, keep, kept, measured, replace_block
+from benchmarks.common import (
+    DOCUMENT,
+    Figure,
+    NotHereError,
+    figures_table,
+    keep,
+    kept,
+    measured,
+    replace_block,
+)
 
 BENCHMARKS = {
     module.BENCHMARK.name: module.BENCHMARK for module in (models_table, time_ratio, growth, memory, peers)

@@ -113,7 +113,8 @@ def _growths(rows: list[dict[str, Any]]) -> list[float]:
 def render(results: Results) -> str:
     """Seconds at each size, and the ratios."""
     growths = [f"{a:,} to {b:,}" for a, b in pairwise(SIZES)]
-    header = ("family", *(f"{size:,} nodes, s" for size in SIZES), *growths, "analysis / plan / surgery of the last, s")
+    seconds = [f"{size:,} nodes, s" for size in SIZES]
+    header = ("family", *seconds, *growths, "of the last: analysis / plan / surgery")
     rows = []
     for family, found in results["rows"].items():
         last = " / ".join(f"{found[-1]['seconds'][step]:.2f}" for step in STEPS)

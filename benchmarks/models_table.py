@@ -139,7 +139,9 @@ def _multiplies(link: Link) -> bool:
 
 def render(results: Results) -> str:
     """One table per kind of model."""
-    header = "model|nodes|groups|prunable|MACs|parameters|MACs, align 16|parameters, align 16|error|seconds|of which proof"
+    header = (
+        "model|nodes|groups|prunable|MACs|parameters|MACs, align 16|parameters, align 16|error|seconds|proof"
+    )
     parts = [stamp(results)]
     for kind, names in KINDS.items():
         parts.append(f"\n**{kind.capitalize()}**\n")

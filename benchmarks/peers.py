@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Benchmark, Results, NotHereError, isolated, run, stamp, table
+from benchmarks.common import Benchmark, NotHereError, Results, isolated, run, stamp, table
 from benchmarks.subjects import RANDOM, TRAINED, subject
 from models.fetch import default_cache
 from onnxprune import surgery

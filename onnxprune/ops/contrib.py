@@ -27,15 +27,17 @@ DOMAIN = "com.microsoft"
 )
 def fused_conv(node: NodeView) -> Rule:
     rule = conv(node)
-    return dataclasses.replace(rule, inputs=(*rule.inputs, rule.outputs[0]))
+    return dataclasses.replace(rule, inputs=(*rule.inputs, rule.outputs[0]), linear=None)
 
 
-op(
+@op(
     "FusedGemm",
     domain=DOMAIN,
     since=1,
     samples=[Sample(((3, 4), (4, 5), (5,)), {"activation": "Relu"})],
-)(gemm)
+)
+def fused_gemm(node: NodeView) -> Rule:
+    return dataclasses.replace(gemm(node), linear=None)
 
 
 @op(
@@ -54,7 +56,7 @@ def fused_matmul(node: NodeView) -> Rule | Pinned:
     shapes = tuple(_turn(node.shape(i)) if turned[i] else node.shape(i) for i in range(2))
     rule = matmul(dataclasses.replace(node, shapes=shapes))
     inputs = tuple(_turn(p) if turn and p else p for p, turn in zip(rule.inputs, turned, strict=True))
-    return dataclasses.replace(rule, inputs=inputs)
+    return dataclasses.replace(rule, inputs=inputs, linear=None)
 
 
 def _turn(axes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -119,7 +121,7 @@ def skip_layer_normalization(node: NodeView) -> Rule:
 def embed_layer_normalization(node: NodeView) -> Rule:
     return Rule.of(
         "b s, b s, words d, places d, segments d, d, d -> b s d, b, b s d",
-        pinned=pins(("words", "places", "segments"), "picked by position"),
+        pinned=pins(("words", "places", "segments", "s"), "picked by position"),
         gain=5,
         lossy={"d": STATISTIC},
     )

@@ -1,4 +1,6 @@
-"""Reductions. Sums are exact to cut (a masked unit adds nothing); means and extrema are lossy."""
+"""Reductions. A sum is exact to cut: a masked unit adds nothing. Everything else is a statistic of its
+axis and lossy; the norms among them too, although a masked unit adds nothing to them either: they are
+there to normalise what stays."""
 
 from __future__ import annotations
 
