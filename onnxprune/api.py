@@ -89,10 +89,10 @@ class Validation:
     def print(self, console: Console) -> None:
         console.print("structure: " + ("sound, same interface" if not self.problems else "BROKEN"))
         for problem in self.problems:
-            console.print(f"  {problem}", highlight=False)
-        console.print(
-            verdict(self.equivalence) if self.equivalence else "equivalence: not checked (give --plan)"
-        )
+            console.print(f"  {problem}")
+        proof = verdict(self.equivalence) if self.equivalence else "equivalence: not checked (give --plan)"
+        for line in proof.splitlines():
+            console.print(line)
         if self.drift:
             table = Table(title="output drift on random inputs", title_justify="left")
             for name in ("output", "largest difference", "cosine"):

@@ -226,6 +226,8 @@ Keep = dict[Var, BoolArray]
 
 def kept_positions(axis: Axis, keep: Keep) -> IntArray | None:
     """The positions of the axis that stay, or None where all of them do."""
+    if not any(var in keep for var in free_vars(axis)):
+        return None
     mask: BoolArray | None = None
     for var, units in unit_maps(axis):
         if var in keep:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,29 +20,66 @@ from rich.console import Console
 from onnxprune import __version__, api, criteria, pipeline
 from onnxprune.allocation import STRATEGIES
 from onnxprune.dependency import DependencyGraph
-from onnxprune.errors import OnnxPruneError, UserError
+from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
 from onnxprune.inspection import Inspection, why
 from onnxprune.model import atomic
 from onnxprune.passes.channels import Channels
 from onnxprune.pipeline import Result
 from onnxprune.plan import Plan
+from onnxprune.report import PlainConsole
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _Commands(click.Group):
-    """Turns errors into one or two lines and an exit code; a traceback is a bug."""
+    """Turns errors into one line and an exit code; a traceback is a bug."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                super().invoke(ctx)
+            return
         except OnnxPruneError as error:
-            click.echo(f"onnxprune: {error}", err=True)
-            ctx.exit(error.exit_code)
+            message, code = str(error), error.exit_code
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else "onnxprune"
+            message, code = f"{error.format_message().rstrip('.')}; see '{where} --help'", 2
         except MemoryError:
-            click.echo("onnxprune: out of memory; nothing was written", err=True)
-            ctx.exit(2)
+            message, code = "out of memory; nothing was written", 2
+        except KeyboardInterrupt:
+            message, code = "interrupted; nothing was written", 130
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            message, code = _bug(error), InternalError.exit_code
+        click.echo(f"onnxprune: {printable(message)}", err=True)
+        ctx.exit(code)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM unwind like Ctrl-C, so that no temporary file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _bug(error: Exception) -> str:
+    """What to say about an error that nobody foresaw; its traceback is kept for a report."""
+    what = f"internal error ({type(error).__name__}: {str(error)[:200]}); nothing was written, please report it"
+    story = "".join(traceback.format_exception(error))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="onnxprune-report-"))
+        (folder / "traceback.txt").write_text(story, "utf-8", "backslashreplace")
+    except OSError:
+        return what
+    return f"{what} with the model and {folder}"
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,7 +87,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Prune ONNX models: smaller, proven right.
 
-    Exit codes: 0 done, 2 bad input or usage, 3 internal error (nothing written), 4 nothing to prune.
+    Exit codes: 0 done, 1 validate found the candidate broken, 2 bad input or usage, 3 internal error
+    (nothing written), 4 nothing to prune (nothing written).
     """
 
 
@@ -90,7 +134,7 @@ def shrink(
         click.echo(pipeline.make_plan(model, options).to_json(), nl=False)
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _protect(model, target, plan_out, json_out)
+    _protect((model,), (target, plan_out, json_out), binary=True)
     with _progress() as progress:
         result = pipeline.prune(model, options, progress)
     _write(result, target, plan_out, json_out)
@@ -102,9 +146,8 @@ def shrink(
 @_choices
 def plan(model: Path, output: Path, **given: Any) -> None:
     """Decide what to remove from MODEL and write it down."""
-    made = pipeline.make_plan(model, _options(given))
-    _protect(model, output)
-    _write_text(output, made.to_json())
+    _protect((model,), (output,))
+    _write_text(output, pipeline.make_plan(model, _options(given)).to_json())
 
 
 @main.command()
@@ -114,7 +157,7 @@ def plan(model: Path, output: Path, **given: Any) -> None:
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
 def apply(model: Path, plan: Path, output: Path, json_out: Path | None) -> None:
     """Replay PLAN on the MODEL it was made for."""
-    _protect(model, output, json_out)
+    _protect((model, plan), (output, json_out), binary=True)
     edits = Plan.load(plan)
     with _progress() as progress:
         result = pipeline.apply_plan(model, edits, progress)
@@ -130,9 +173,9 @@ def inspect(model: Path, name: str | None, as_json: bool) -> None:
     graph = DependencyGraph(pipeline.open_model(model))
     if name is not None:
         lines = why(graph, name)
-        click.echo(json.dumps(lines, indent=1) if as_json else "\n".join(lines))
+        click.echo(_json(lines) if as_json else "\n".join(map(printable, lines)))
     elif as_json:
-        click.echo(json.dumps(Inspection(graph).as_dict(), indent=1))
+        click.echo(_json(Inspection(graph).as_dict()))
     else:
         Inspection(graph).print(_console())
 
@@ -142,10 +185,10 @@ def inspect(model: Path, name: str | None, as_json: bool) -> None:
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the folded model.")
 def fold(model: Path, output: Path) -> None:
     """Exact canonicalisation of MODEL: BatchNorm into weights, constants evaluated."""
-    _protect(model, output)
+    _protect((model,), (output,), binary=True)
     folded = pipeline.fold(pipeline.open_model(model))
     folded.save(output)
-    _console().print(f"{output}: {folded.edits} nodes folded away", highlight=False)
+    _console().print(f"{output}: {folded.edits} nodes folded away", soft_wrap=True)
 
 
 @main.command()
@@ -161,7 +204,7 @@ def validate(ctx: click.Context, original: Path, candidate: Path, plan_file: Pat
     """
     result = api.validate(original, candidate, Plan.load(plan_file) if plan_file else None)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=1))
+        click.echo(_json(result.as_dict()))
     else:
         result.print(_console())
     if not result.passed:
@@ -171,40 +214,70 @@ def validate(ctx: click.Context, original: Path, candidate: Path, plan_file: Pat
 # --------------------------------------------------------------------------------------------- output
 
 
-def _protect(model: Path, *targets: Path | None) -> None:
-    """Refuse to overwrite the input, or to write two things to one place."""
-    written = [target for target in targets if target is not None and str(target) != "-"]
-    for target in written:
-        if target.exists() and model.exists() and target.samefile(model):
+STDOUT = Path("-")
+
+
+def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: bool = False) -> None:
+    """Refuse to overwrite an input, or to write two things to one place; before any work is done."""
+    given = [target for target in targets if target is not None]
+    if binary and given[0] == STDOUT:
+        raise UserError("-o -: a model is not written to standard output; give a path")
+    if len({target if target == STDOUT else target.resolve() for target in given}) < len(given):
+        raise UserError(f"{given[-1]}: two outputs have the same path; give each its own")
+    for target in given:
+        if target == STDOUT:
+            continue
+        if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
             raise UserError(f"{target}: the output is the input; choose another path with -o")
         if not target.parent.is_dir():
             raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")
-    if len({target.resolve() for target in written}) < len(written):
-        raise UserError(f"{written[0]}: two outputs have the same path; give each its own")
 
 
 def _write(result: Result, target: Path, plan_out: Path | None, json_out: Path | None) -> None:
-    written = result.save(target)
-    if plan_out is not None:
-        _write_text(plan_out, result.plan.to_json())
-    report = {**result.report.as_dict(), "output": str(target), "file_bytes": written}
-    if json_out is not None:
-        _write_text(json_out, json.dumps(report, indent=1) + "\n")
-    if str(json_out) != "-":
+    """Everything or nothing: the files take their places together, at the end."""
+    with contextlib.ExitStack() as stack:
+        plan_file, report_file = (
+            stack.enter_context(atomic(path)) if path is not None and path != STDOUT else None
+            for path in (plan_out, json_out)
+        )
+        if plan_file is not None:
+            plan_file.write_text(result.plan.to_json(), encoding="utf-8")
+        written = result.save(target)
+        report = _json({**result.report.as_dict(), "output": str(target), "file_bytes": written})
+        if report_file is not None:
+            report_file.write_text(report + "\n", encoding="utf-8")
+    if plan_out == STDOUT:
+        click.echo(result.plan.to_json(), nl=False)
+    if json_out == STDOUT:
+        click.echo(report)
+    if STDOUT not in (plan_out, json_out):
         result.report.print(_console())
-        _console().print(f"wrote {target} ({written:,} bytes)", highlight=False, soft_wrap=True)
+        _console().print(f"wrote {target} ({written:,} bytes)", soft_wrap=True)
 
 
 def _write_text(path: Path, text: str) -> None:
-    if str(path) == "-":
+    if path == STDOUT:
         click.echo(text, nl=False)
         return
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _json(data: Any) -> str:
+    """JSON that every parser reads: infinities and NaN become null."""
+    return json.dumps(_finite(data), indent=1, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return PlainConsole(width=None if sys.stdout.isatty() else 120)
 
 
 class _progress:

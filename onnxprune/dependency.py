@@ -23,6 +23,8 @@ from onnxprune.ops.spec import AxisPattern, Pattern, label, names
 from onnxprune.shapes import Shapes, analyse
 
 UNIT_LIMIT = 4096  # positions that an index map without a pattern may cut into single units
+TERM_LIMIT = 2**14  # parts of a concatenation
+OLDEST_OPSET = 7  # that the declarations describe
 
 
 @dataclass(eq=False, slots=True)
@@ -176,15 +178,22 @@ class DependencyGraph:
         return tensor.data_type not in FLOATS or sum(dim > 1 for dim in tensor.dims) <= 1
 
     def _declare(self, node: Node) -> Rule | Take | Pinned:
-        spec = lookup(node.domain, node.op, self.model.opset(node.domain))
+        opset = self.model.opset(node.domain)
+        spec = lookup(node.domain, node.op, opset)
         if spec is None or node.captured:
             name = f"{node.domain}.{node.op}" if node.domain else node.op
             self.opaque[name] = self.opaque.get(name, 0) + 1
-            return Pinned(f"operator {name} has no declaration")
+            old = f" for opset {opset}" if node.domain == "" and opset < OLDEST_OPSET else ""
+            return Pinned(f"operator {name} has no declaration{old}")
         try:
             return spec.declare(self.shapes.view(self.model, node))
         except Unknown as error:
             return Pinned(f"{node.op}: {error}")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.model.name}: node '{node.label}' ({node.op}) has operands or attributes that it cannot have "
+                f"({error}); the model is invalid"
+            ) from None
 
     def _link(self, node: Node) -> None:
         rule = self._declare(node)
@@ -310,7 +319,7 @@ class DependencyGraph:
     ) -> Axis:
         """The axis a pattern describes; labels not met before become fresh axes."""
         known = sum(self._term_size(term, rule, labels) or 0 for term in terms)
-        built = []
+        built: list[Axis] = []
         for term in terms:
             extent = self._term_size(term, rule, labels)
             extent = size - known if extent is None else extent
@@ -327,10 +336,19 @@ class DependencyGraph:
                     here = rest if name == unknown else self._label_size(name, rule, labels) or 0
                     labels[name] = self._new(name, here, rule, node)
             built.append(axes.product([labels[name] for name in term]) if len(term) != 1 else labels[term[0]])
-        axis = axes.concat(built) if len(built) != 1 else built[0]
+        axis = self._concat(built, node) if len(built) != 1 else built[0]
         if axis.extent != size:
             raise axes.Contradiction(f"{size} and {axis.extent}")
         return axis
+
+    def _concat(self, parts: list[Axis], node: Node | None) -> Axis:
+        count = sum(len(p.terms) if isinstance(p, axes.Sum) else 1 for p in map(axes.resolve, parts))
+        if count <= TERM_LIMIT:
+            return axes.concat(parts)
+        reason = Reason("operator", "a sum of too many parts to follow", node.label if node else "")
+        for part in parts:
+            axes.pin(part, reason)
+        return Const(sum(part.extent for part in parts), reason)
 
     def _new(self, name: str, size: int, rule: Rule, node: Node | None) -> Axis:
         if name in rule.pinned and node is not None:
@@ -389,7 +407,7 @@ class DependencyGraph:
                 for axis, entry, fixed in zip(typed, value.tolist(), static.tolist(), strict=True):
                     if not fixed and entry not in (0, -1):
                         axes.pin(axis, reason)
-            elif value is None or not self.shapes.static_entries(name).all():
+            if value is None or not self.shapes.static_entries(name).all():  # where an axis is cut moves
                 for operand, pattern in zip((*link.inputs, *link.outputs), (*rule.inputs, *rule.outputs), strict=False):
                     for axis, terms in zip(operand or (), pattern or (), strict=False):
                         if len(terms) > 1 or value is None:

@@ -6,6 +6,12 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text with control characters and half surrogates escaped: names in a model are not trusted to
+    move the cursor, recolour the terminal or start a line of their own."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class OnnxPruneError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
 

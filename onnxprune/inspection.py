@@ -69,10 +69,10 @@ class Inspection:
         )
         for text, found in sorted(_by_reason(self.graph.pinned).items()):
             names = ", ".join(dict.fromkeys(f"{p.tensor}:{p.axis}" for p in found[:3]))
-            console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}", highlight=False)
+            console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}")
         for group in self.graph.groups:
             for reason in group.lossy[:1]:
-                console.print(f"lossy: {group.name}: {reason}", highlight=False)
+                console.print(f"lossy: {group.name}: {reason}")
 
 
 def _listed(group: Group) -> str:

@@ -10,8 +10,11 @@ import contextlib
 import errno
 import hashlib
 import heapq
+import math
 import os
+import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,11 +112,16 @@ class Model:
     """A checked view of one ONNX graph. `proto` is never changed through it."""
 
     def __init__(
-        self, proto: onnx.ModelProto, path: Path | None = None, external: frozenset[str] = frozenset()
+        self,
+        proto: onnx.ModelProto,
+        path: Path | None = None,
+        external: frozenset[str] = frozenset(),
+        files: frozenset[Path] = frozenset(),
     ) -> None:
         self.proto = proto
         self.path = path
         self.external = external  # initializers that the file stores outside itself
+        self.files = files  # that it was read from
         graph = proto.graph
         self._check_versions()
         self.opsets = {_domain(o.domain): o.version for o in proto.opset_import}
@@ -123,6 +131,7 @@ class Model:
         self.outputs = list(graph.output)
         self.producers: dict[str, Node] = {}
         self.consumers: dict[str, list[Node]] = {}
+        self._check_opsets()
         self._check_names()
         self.nodes = self._canonical_order()
         self.constants: dict[str, onnx.TensorProto] = dict(self.initializers)
@@ -131,6 +140,9 @@ class Model:
                 tensor = constant_tensor(node)
                 if tensor is not None:
                     self.constants[node.outputs[0]] = tensor
+        for name, tensor in self.constants.items():
+            if (wrong := _damage(tensor)) is not None:
+                self._refuse(f"tensor '{name}' {wrong}")
 
     @property
     def name(self) -> str:
@@ -145,21 +157,46 @@ class Model:
 
     def _check_versions(self) -> None:
         proto = self.proto
-        if proto.ir_version > onnx.IR_VERSION:
-            self._refuse(f"IR version {proto.ir_version} is newer than {onnx.IR_VERSION}, the newest known; upgrade onnx")
+        if not 1 <= proto.ir_version <= onnx.IR_VERSION:
+            known_ir = f"1 to {onnx.IR_VERSION} are"
+            self._refuse(f"IR version {proto.ir_version} is unknown ({known_ir}); export the model again or upgrade onnx")
         if not proto.graph.node and not proto.graph.output:
             self._refuse("the file holds no graph; is it an ONNX model?")
         versions = [o.version for o in proto.opset_import if _domain(o.domain) == ""]
         known = onnx.defs.onnx_opset_version()
         if any(not 1 <= v <= known for v in versions):
             self._refuse(f"opset {versions[0]} is unknown (1 to {known} are); convert the model or upgrade onnx")
+        if len(set(versions)) > 1:
+            self._refuse(f"two opsets are stated ({versions[0]} and {versions[1]}); export the model again")
+
+    def _check_opsets(self) -> None:
+        """Refuse operators whose version nothing states (before IR 3 that was opset 1)."""
+        plain = next((node for node in self.nodes if node.domain == ""), None)
+        if plain is not None and "" not in self.opsets and self.proto.ir_version >= 3:
+            self._refuse(f"no opset is stated, so node '{plain.label}' means nothing; export the model again")
 
     def _check_names(self) -> None:
-        """Fill producers and consumers; refuse tensors made twice or never."""
+        """Fill producers and consumers; refuse tensors made twice or never, and names that are not text."""
         graph = self.proto.graph
+        for kind, values in (("initializer", graph.initializer), ("graph input", graph.input)):
+            seen: set[str] = set()
+            for value in values:
+                if value.name in seen:
+                    self._refuse(f"{kind} '{value.name}' occurs twice; the graph is invalid")
+                seen.add(self._text(value.name))
         given = {i.name for i in graph.input} | set(self.initializers)
         given |= {t.values.name for t in graph.sparse_initializer}
         for node in self.nodes:
+            for name in (node.proto.name, node.op, node.domain, *node.inputs, *node.outputs):
+                self._text(name)
+            if not node.outputs and node.domain == "":
+                self._refuse(f"node '{node.label}' ({node.op}) has no output; the graph is invalid")
+            for attribute in node.proto.attribute:
+                if attribute.ref_attr_name:
+                    self._refuse(
+                        f"attribute '{attribute.name}' of node '{node.label}' refers to a function's attribute, "
+                        "and the node is in no function; the graph is invalid"
+                    )
             for output in node.outputs:
                 if not output:
                     continue
@@ -172,9 +209,9 @@ class Model:
         for name, nodes in self.consumers.items():
             if name not in given and name not in self.producers:
                 self._refuse(f"node '{nodes[0].label}' reads '{name}', which nothing produces; the graph is invalid")
-        for output in graph.output:
-            if output.name not in given and output.name not in self.producers:
-                self._refuse(f"graph output '{output.name}' is produced by no node; the graph is invalid")
+        for value in graph.output:
+            if value.name not in given and value.name not in self.producers:
+                self._refuse(f"graph output '{value.name}' is produced by no node; the graph is invalid")
 
     def _canonical_order(self) -> list[Node]:
         """Topological order with ties broken by name, so that the file's node order is irrelevant."""
@@ -203,6 +240,11 @@ class Model:
             stuck = next(n for n in self.nodes if waiting[n.index])
             self._refuse(f"node '{stuck.label}' is part of a cycle; the graph is invalid")
         return order
+
+    def _text(self, name: str) -> str:
+        if not isinstance(name, str):  # what protobuf gives for bytes that are not UTF-8
+            self._refuse(f"the name {name!r} is not UTF-8 text; the file is damaged, export it again")
+        return name
 
     def _refuse_order(self, node: Node, name: str) -> None:
         self._refuse(
@@ -259,6 +301,35 @@ def to_array(tensor: onnx.TensorProto) -> Array:
     return numpy_helper.to_array(tensor)
 
 
+def _damage(tensor: onnx.TensorProto) -> str | None:
+    """What is wrong with a stored tensor: its values do not fill its shape."""
+    if tensor.data_type not in _TYPES:
+        return f"has the unknown element type {tensor.data_type}; export the model again or upgrade onnx"
+    if external_data_helper.uses_external_data(tensor):
+        return "lies in an external file that was not loaded; give the path of the model"
+    if tensor.HasField("segment"):
+        return "is stored in segments, which nothing reads; export the model again"
+    if any(dim < 0 for dim in tensor.dims):
+        return f"has the shape {list(tensor.dims)}; the file is damaged, export it again"
+    if tensor.HasField("raw_data"):
+        have, need, what = len(tensor.raw_data), expected_bytes(tensor), "bytes"
+    else:
+        have, need = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))), _stored(tensor)
+        what = "values"
+    if have != need:
+        return f"of shape {list(tensor.dims)} holds {have:,} {what} and needs {need:,}; the file is damaged, export it again"
+    return None
+
+
+def _stored(tensor: onnx.TensorProto) -> int:
+    """Entries that a tensor without raw data needs in its typed field."""
+    count = math.prod(tensor.dims)
+    kind = _TYPES[tensor.data_type]
+    if kind.startswith("COMPLEX"):
+        return 2 * count
+    return (count * _PACKED[kind] + 7) // 8 if _PACKED.get(kind) in (2, 4) else count
+
+
 def constant_tensor(node: Node) -> onnx.TensorProto | None:
     """The tensor a Constant node holds, or None for strings and sparse values."""
     for name, value in node.attributes.items():
@@ -282,6 +353,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     try:
+        if path.is_char_device() or path.is_block_device():
+            raise UserError(f"{path}: a device, not a file; give the path of an .onnx file")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {os.strerror(error.errno or 0)}; give the path of an .onnx file") from None
@@ -293,34 +366,46 @@ def load(path: str | os.PathLike[str]) -> Model:
     del data
     if not proto.HasField("graph") or not proto.ir_version:
         raise UserError(f"{path}: not an ONNX model (it holds no graph); give the path of an .onnx file")
-    return Model(proto, path, _load_external(proto, path))
+    names, files = _load_external(proto, path)
+    return Model(proto, path, names, files | {path})
 
 
-def _load_external(proto: onnx.ModelProto, path: Path) -> frozenset[str]:
-    names = set()
+def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[frozenset[str], frozenset[Path]]:
+    """Read the tensors stored outside the file; their names, and the files they came from."""
+    names, files = set(), set()
     for tensor in external_tensors(proto):
-        names.add(tensor.name)
-        info = external_data_helper.ExternalDataInfo(tensor)
-        target = path.parent / info.location
-        if not info.location or not target.exists():
-            raise UserError(
-                f"{path}: the external data file '{info.location}' of tensor '{tensor.name}' is missing; "
-                "put it beside the model"
-            )
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        what = f"{path}: external data '{location}' of tensor '{tensor.name}'"
+        target = path.parent / location
+        if not location or not target.exists():
+            raise UserError(f"{what} is missing; put that file beside the model")
+        if not _inside(target, path.parent):
+            raise UserError(f"{what} is not a plain file (no link) inside the model's folder; copy it there")
+        if tensor.data_type not in _TYPES or any(dim < 0 for dim in tensor.dims):
+            raise UserError(f"{what} has no type or shape that is known; export the model again")
         try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            with warnings.catch_warnings():  # onnxruntime adds keys of its own, for its caches
+                warnings.simplefilter("ignore")
+                external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
         except (onnx.checker.ValidationError, ValueError, OSError) as error:
             detail = str(error).strip().splitlines()[0][:160]
-            raise UserError(
-                f"{path}: external data '{info.location}' of tensor '{tensor.name}' cannot be read: {detail}; "
-                "it must be a plain file (no link) inside the model's folder"
-            ) from None
+            raise UserError(f"{what} cannot be read ({detail}); copy the model and its data again") from None
         if len(tensor.raw_data) != expected_bytes(tensor):
             raise UserError(
-                f"{path}: external data '{info.location}' holds {len(tensor.raw_data):,} bytes for tensor "
-                f"'{tensor.name}', which needs {expected_bytes(tensor):,}; the file is damaged"
+                f"{what} holds {len(tensor.raw_data):,} bytes and needs {expected_bytes(tensor):,}; "
+                "the file is damaged, copy it again"
             )
-    return frozenset(names)
+        names.add(tensor.name)
+        files.add(target)
+    return frozenset(names), frozenset(files)
+
+
+def _inside(target: Path, folder: Path) -> bool:
+    """Whether the target is a plain file in the folder, reached by no link."""
+    inside = target.resolve().is_relative_to(folder.resolve())
+    status = target.lstat()
+    linked = any(p.is_symlink() for p in (target, *target.parents) if p.is_relative_to(folder) and p != folder)
+    return inside and stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not linked
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -330,14 +415,17 @@ def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield tensor
 
 
+_TYPES = {number: name for name, number in onnx.TensorProto.DataType.items() if number}
+_PACKED = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+
+
 def expected_bytes(tensor: onnx.TensorProto) -> int:
-    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.FLOAT4E2M1: 4}.get(tensor.data_type)
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
+    """Bytes of raw data that fill the tensor's shape."""
+    bits = _PACKED.get(_TYPES.get(tensor.data_type, ""))
+    count = math.prod(tensor.dims)
     if bits:
         return (count * bits + 7) // 8
-    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 @contextlib.contextmanager
@@ -356,29 +444,36 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{path}: the disk is full; nothing was written") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"{path}: the disk is full (or a quota is); nothing was written, make room") from None
         raise UserError(f"{path}: cannot write ({os.strerror(error.errno or 0)}); nothing was written") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def save(
-    proto: onnx.ModelProto, path: str | os.PathLike[str], external: frozenset[str] = frozenset()
+    proto: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    external: frozenset[str] = frozenset(),
+    sources: frozenset[Path] = frozenset(),
 ) -> int:
     """Write a model; the file appears whole or not at all. Returns the bytes written.
 
-    The initializers named in `external` go to `<file name>.data` beside it.
+    The initializers named in `external` go to `<file name>.data` beside it. Raises `UserError` rather
+    than overwrite one of `sources`, the files that the original was read from.
     """
     path = Path(path)
+    data_path = path.with_name(path.name + ".data")
+    for target in (path, data_path) if external else (path,):
+        if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
+            raise UserError(f"{path}: this would overwrite the input ({target.name}); choose another path")
     if not external:
         with atomic(path) as temporary, temporary.open("wb") as file:
             return file.write(proto.SerializeToString(deterministic=True))
-    data_path = path.with_name(path.name + ".data")
     shell = onnx.ModelProto()
     copy_without_weights(proto, shell)
     offset = 0
-    with atomic(data_path) as data_file, atomic(path) as model_file:
+    with atomic(path) as model_file, atomic(data_path) as data_file:  # the data is there before the model
         with data_file.open("wb") as file:
             for tensor in proto.graph.initializer:
                 copy = shell.graph.initializer.add()

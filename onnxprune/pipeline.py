@@ -22,10 +22,10 @@ from onnxprune.errors import InternalError, NothingToPrune, UserError
 from onnxprune.model import Model, load, save
 from onnxprune.passes import channels
 from onnxprune.passes import fold as folding
-from onnxprune.passes.channels import Channels
+from onnxprune.passes.channels import Channels, Choice
 from onnxprune.plan import Plan
 from onnxprune.report import Report
-from onnxprune.runtime import RunError
+from onnxprune.runtime import OutOfMemory, RunError
 from onnxprune.validation import equivalence
 
 Source = str | os.PathLike[str] | onnx.ModelProto
@@ -40,10 +40,11 @@ class Result:
     plan: Plan
     report: Report
     external: frozenset[str] = frozenset()
+    sources: frozenset[Path] = frozenset()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the model (whole or not at all); returns the bytes written."""
-        return save(self.model, path, self.external)
+        """Write the model (whole or not at all, never over its original); returns the bytes written."""
+        return save(self.model, path, self.external, self.sources)
 
 
 def open_model(source: Source) -> Model:
@@ -52,9 +53,17 @@ def open_model(source: Source) -> Model:
 
 
 def make_plan(source: Source | Model, options: Channels) -> Plan:
-    """Decide what to remove, without removing it."""
+    """Decide what to remove, without removing it. Raises `NothingToPrune` if that is nothing."""
     model = source if isinstance(source, Model) else open_model(source)
-    return channels.plan(DependencyGraph(model), options, model.digest())
+    graph = DependencyGraph(model)
+    return _plan(graph, channels.choose(graph, options), options)
+
+
+def _plan(graph: DependencyGraph, choices: list[Choice], options: Channels) -> Plan:
+    plan = channels.plan(graph, options, graph.model.digest())
+    if not plan.edits:
+        raise NothingToPrune(_nothing(graph, options, channels.skipped_reasons(choices)))
+    return plan
 
 
 def prune(source: Source, options: Channels, progress: Progress = lambda _: None) -> Result:
@@ -70,11 +79,8 @@ def prune(source: Source, options: Channels, progress: Progress = lambda _: None
         graph = DependencyGraph(model)
         choices = channels.choose(graph, options)
     with clock("plan"):
-        plan = channels.plan(graph, options, model.digest())
-    skipped = channels.skipped_reasons(choices)
-    if not plan.edits:
-        raise NothingToPrune(_nothing(graph, options, skipped))
-    return _finish(graph, plan, skipped, clock)
+        plan = _plan(graph, choices, options)
+    return _finish(graph, plan, channels.skipped_reasons(choices), clock)
 
 
 def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) -> Result:
@@ -101,10 +107,11 @@ class Folded:
     model: onnx.ModelProto
     edits: int
     external: frozenset[str] = frozenset()
+    sources: frozenset[Path] = frozenset()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the model (whole or not at all); returns the bytes written."""
-        return save(self.model, path, self.external)
+        """Write the model (whole or not at all, never over its original); returns the bytes written."""
+        return save(self.model, path, self.external, self.sources)
 
 
 def fold(model: Model) -> Folded:
@@ -114,11 +121,13 @@ def fold(model: Model) -> Folded:
         graph = DependencyGraph(model)
         try:
             proof = equivalence.check(graph, {}, proto)
+        except OutOfMemory as error:
+            raise UserError(_too_large(model, error)) from None
         except RunError as error:
             raise InternalError(f"{model.name}: the folded model does not run ({error}); please report it") from None
         if not proof.passed:
             raise InternalError(f"{model.name}: the folded model differs by {proof.error:.2e}; please report it")
-    return Folded(proto, len(edits), model.external)
+    return Folded(proto, len(edits), model.external, model.files)
 
 
 def _finish(graph: DependencyGraph, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
@@ -142,13 +151,15 @@ def _finish(graph: DependencyGraph, plan: Plan, skipped: dict[str, int], clock: 
         clock.seconds,
         provenance(model, plan),
     )
-    return Result(pruned, plan, report, model.external)
+    return Result(pruned, plan, report, model.external, model.files)
 
 
 def _prove(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> equivalence.Equivalence:
     """The equivalence check; a failure keeps what is needed to reproduce it."""
     try:
         proof = equivalence.check(graph, surgery.keep_masks(graph, plan), pruned)
+    except OutOfMemory as error:
+        raise UserError(_too_large(graph.model, error)) from None
     except RunError as error:
         raise InternalError(_unsound(graph.model, plan, pruned, f"onnxruntime refuses it: {error}")) from None
     if not proof.passed:
@@ -157,13 +168,22 @@ def _prove(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> equiv
     return proof
 
 
+def _too_large(model: Model, error: OutOfMemory) -> str:
+    return f"{model.name}: too little memory to check the result ({error}); nothing was written"
+
+
 def _unsound(model: Model, plan: Plan, pruned: onnx.ModelProto, why: str) -> str:
-    folder = Path(tempfile.mkdtemp(prefix="onnxprune-report-"))
-    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    save(pruned, folder / "rejected.onnx")
+    """What to say about a wrong result; it is kept with its plan, for a report."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="onnxprune-report-"))
+        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        save(pruned, folder / "rejected.onnx", model.external)
+        kept = str(folder)
+    except (OSError, UserError) as error:
+        kept = f"the options you gave (nothing could be kept: {error})"
     return (
-        f"{model.name}: the pruned model is wrong ({why}) and was not written.\n"
-        f"This is a bug: please report it with {folder} and the original model."
+        f"{model.name}: the pruned model is wrong ({why}) and was not written; "
+        f"this is a bug: please report it with the original model and {kept}"
     )
 
 
@@ -206,7 +226,9 @@ def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int])
     if not graph.groups:
         reasons = [f"{count} axes: {reason}" for reason, count in pinned_reasons(graph).items()]
         opaque = ", ".join(sorted(graph.opaque))
-        why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else "it holds no weights")
+        shapeless = next((i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None)
+        unknown = f"the shape of input '{shapeless}' is not stated" if shapeless else "it holds no weights"
+        why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else unknown)
         return f"{name}: nothing is prunable ({why}); no file was written"
     left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     rest = len(graph.groups) - sum(skipped.values())

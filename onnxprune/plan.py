@@ -15,6 +15,7 @@ from onnxprune.errors import UserError
 from onnxprune.model import Array
 
 FORMAT = 1
+UNITS = 10**7  # that a plan may keep in all: more is a mistake, or an attack on the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,10 @@ class Plan:
                 raise UserError(
                     f"{name}: plan format {document['onnxprune-plan']!r} is unknown; make the plan again"
                 )
-            edits = tuple(_edit(entry) for entry in document["edits"])
-            return Plan(str(document["model"]), edits, dict(document.get("options", {})))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return Plan(str(document["model"]), _edits(document["edits"]), dict(document.get("options", {})))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(
-                f"{name}: not a plan ({type(error).__name__}: {error}); make one with `onnxprune plan`"
+                f"{name}: not a plan ({type(error).__name__}: {str(error)[:200]}); make one with `onnxprune plan`"
             ) from None
 
     @staticmethod
@@ -113,12 +113,21 @@ class Plan:
             raise UserError(f"{path}: not a plan (it is not text); make one with `onnxprune plan`") from None
 
 
-def _edit(entry: Mapping[str, Any]) -> Keep:
-    size = int(entry["of"])
-    units = parse_units(entry["units"])
-    if not units or units[0] < 0 or units[-1] >= size or len(set(units)) != len(units):
-        raise ValueError(f"units {entry['units']!r} of group {entry['keep']!r} do not lie in 0-{size - 1}")
-    return Keep(str(entry["keep"]), size, units, str(entry.get("kind", "exact")), str(entry.get("reason", "")))
+def _edits(entries: Iterable[Mapping[str, Any]]) -> tuple[Keep, ...]:
+    edits: dict[str, Keep] = {}
+    room = UNITS
+    for entry in entries:
+        group, size, kind = entry["keep"], entry["of"], entry.get("kind", "exact")
+        if not isinstance(group, str) or type(size) is not int or kind not in ("exact", "lossy"):
+            raise ValueError(f"group {group!r} of {size!r} units, {kind!r}: expected a name, a count and a kind")
+        if group in edits:
+            raise ValueError(f"group {group!r} occurs twice")
+        units = parse_units(entry["units"], min(size, room))
+        if units[0] < 0 or units[-1] >= size or len(set(units)) != len(units):
+            raise ValueError(f"units {entry['units']!r} of group {group!r} do not lie in 0-{size - 1}")
+        room -= len(units)
+        edits[group] = Keep(group, size, units, kind, str(entry.get("reason", "")))
+    return tuple(edits.values())
 
 
 def format_units(units: Iterable[int]) -> str:
@@ -128,12 +137,13 @@ def format_units(units: Iterable[int]) -> str:
     return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs if len(r))
 
 
-def parse_units(text: str) -> tuple[int, ...]:
-    """The inverse of `format_units`; sorted."""
+def parse_units(text: str, limit: int = UNITS) -> tuple[int, ...]:
+    """The inverse of `format_units`; sorted. Raises `ValueError` for more than `limit` units, or none."""
     units: list[int] = []
     for part in str(text).split(","):
         low, dash, high = part.strip().partition("-")
-        if int(high or low) - int(low) > 10**7:
-            raise ValueError(f"range {part!r} is too long")
-        units.extend(range(int(low), int(high or low) + 1) if dash else [int(low)])
+        first, last = int(low), int(high if dash else low)
+        if last < first or last - first >= limit - len(units):
+            raise ValueError(f"units {part!r} do not lie in a group of {limit}")
+        units.extend(range(first, last + 1))
     return tuple(sorted(units))

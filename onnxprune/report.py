@@ -8,12 +8,25 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnxprune.cost import Cost
+from onnxprune.errors import printable
 from onnxprune.validation.equivalence import Equivalence
 
 COLUMNS = ("channels", "params", "macs", "bytes")
 TITLES = {"channels": "channels", "params": "parameters", "macs": "MACs", "bytes": "weight bytes"}
+
+
+class PlainConsole(Console):
+    """A console that takes every string literally: names in a model may look like markup, or hold
+    control characters."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,10 @@ class Report:
         console.print(table)
         console.print(f"{self.cut} of {self.groups} groups cut{_counted(self.skipped, '; left alone')}")
         if self.equivalence is not None:
-            console.print(verdict(self.equivalence))
+            for line in verdict(self.equivalence).splitlines():
+                console.print(line)
         for note in self.notes:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {note}")
 
 
 def verdict(equivalence: Equivalence) -> str:

@@ -45,8 +45,9 @@ class _Rewrite:
 
     def rewire(self, edit: Rewire) -> None:
         gone = set(edit.remove)
-        if unknown := gone - self.place_of.keys():
-            raise UserError(f"{self.model.name}: no node makes '{min(unknown)}', which the plan removes")
+        for name in edit.remove:
+            if name not in self.place_of:
+                raise UserError(f"{self.model.name}: no node makes '{name}', which the plan removes")
         touched = sorted({self.place_of[name] for name in gone})
         for place in touched:
             for node in self.places[place]:
@@ -101,19 +102,19 @@ class _Rewrite:
         lasting |= {
             entry.value for a in graph.quantization_annotation for entry in a.quant_parameter_tensor_names
         }
-        before = (self.model.consumers.keys() | self.weights.keys()) - lasting
+        before = self.model.consumers.keys() | (self.weights.keys() - self.model.constants.keys())
         views = [Node(node, i) for i, node in enumerate(nodes)]
         reads = Counter(name for view in views for name in (*view.inputs, *view.captured))
         kept = []
         for view in reversed(views):
             outputs = [output for output in view.outputs if output]
             unread = not any(reads[o] or o in lasting for o in outputs)
-            if unread and any(o in before for o in outputs):
+            if unread and not before.isdisjoint(outputs):
                 reads.subtract((*view.inputs, *view.captured))
             else:
                 kept.append(view.proto)
-        constants = self.model.initializers.keys() | self.weights.keys()
-        return kept[::-1], {name for name in constants if name in before and not reads[name]}
+        lasting |= {name for name, count in reads.items() if count}
+        return kept[::-1], (before & (self.model.initializers.keys() | self.weights.keys())) - lasting
 
     def _valued(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """A Constant node with its new value."""

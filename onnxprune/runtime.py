@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node, save
 from onnxprune.sizes import Sizes, dim_key, is_dynamic
 
@@ -20,10 +22,15 @@ import onnxruntime as ort
 
 Feeds = dict[str, Array]
 EXTERNAL_BYTES = 4096  # tensors above this go to a file that onnxruntime maps instead of copying
+LARGEST = 2**28  # elements of an input that is made up
 
 
 class RunError(Exception):
     """onnxruntime refused to load or run a model; the message is its own, on one line."""
+
+
+class OutOfMemory(RunError):
+    """The run asked for more memory than there is; it says nothing about the model."""
 
 
 class Session:
@@ -47,8 +54,11 @@ class Session:
                     large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
                     save(source, path, frozenset(large))
                     self._session = self._open(str(path), options)
+        except UserError as error:
+            folder = tempfile.gettempdir()
+            raise UserError(f"no room for temporary files in {folder} (set TMPDIR to use another): {error}") from None
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
-            raise RunError(_one_line(error)) from None
+            raise _failure(error) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
 
@@ -61,11 +71,21 @@ class Session:
         try:
             values = self._session.run(names, {k: v for k, v in feeds.items() if k in self.inputs})
         except Exception as error:  # as above
-            raise RunError(_one_line(error)) from None
+            raise _failure(error) from None
         return dict(zip(names, values, strict=True))
 
 
-_NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : |Load model from \S+ failed:|/onnxruntime_src/\S+ ")
+_SIGNATURE = r"[^()]*\([^()]*\)(?: const)?(?: \[with [^]]*\])? "
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : |Load model from \S+ failed:|This is an invalid model\. "
+    rf"|/onnxruntime_src/\S+ (?:{_SIGNATURE})?"
+)
+
+
+def _failure(error: Exception) -> RunError:
+    text = _one_line(error)
+    full = isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text
+    return (OutOfMemory if full else RunError)(text or "out of memory")
 
 
 def _one_line(error: Exception) -> str:
@@ -88,9 +108,11 @@ def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int])
             sizes[dim_key(value.name, axis, dim)] if is_dynamic(dim) else dim.dim_value
             for axis, dim in enumerate(tensor.shape.dim)
         ]
+        if math.prod(shape) > LARGEST:
+            raise RunError(f"input '{value.name}' of shape {shape} is too large to run")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-            array = generator.integers(0, bounds.get(value.name, 2), size=shape)
+            array: Array = generator.integers(0, bounds.get(value.name, 2), size=shape)
         else:
             array = generator.standard_normal(shape)
         feeds[value.name] = np.asarray(array).astype(dtype)

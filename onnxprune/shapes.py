@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, lookup
 from onnxprune.ops.spec import Shape
-from onnxprune.runtime import RunError, Session, make_feeds
+from onnxprune.runtime import LARGEST, RunError, Session, make_feeds
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
 SMALL = 4096  # elements of integer tensors whose values are followed
 SMALL_FLOAT = 64
+INTEGERS = 10**6  # elements of an integer tensor beyond which onnx must not follow values
 
 
 @dataclass
@@ -94,6 +96,7 @@ def analyse(model: Model) -> Shapes:
             first.other = shapes
             return first
     if first is None:  # no assignment satisfies strict inference: take what can be had
+        _refuse_invalid(model)
         sizes = next(assignments(keys))
         proto = _infer(base, model, sizes, strict=False)
         first = _complete(model, proto or base, sizes)
@@ -129,8 +132,7 @@ def skeleton(model: Model) -> onnx.ModelProto:
 
 
 def _followed(tensor: onnx.TensorProto) -> bool:
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    return count <= (SMALL_FLOAT if tensor.data_type in FLOATS else SMALL)
+    return math.prod(tensor.dims) <= (SMALL_FLOAT if tensor.data_type in FLOATS else SMALL)
 
 
 def _infer(base: onnx.ModelProto, model: Model, sizes: Sizes, strict: bool) -> onnx.ModelProto | None:
@@ -144,9 +146,34 @@ def _infer(base: onnx.ModelProto, model: Model, sizes: Sizes, strict: bool) -> o
             if is_dynamic(dim):
                 dim.dim_value = sizes[dim_key(value.name, axis, dim)]
     try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=not _explodes(model))
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
         return None
+
+
+def _explodes(model: Model) -> bool:
+    """Whether integers grow without bound on the way (Concat of a tensor with itself, again and again);
+    inference would follow every one of them."""
+    sizes = {name: math.prod(t.dims) for name, t in model.constants.items() if t.data_type not in FLOATS}
+    for node in model.nodes:
+        if node.op == "Concat":
+            sizes[node.outputs[0]] = sum(sizes.get(name, 0) for name in node.inputs)
+        elif any(name in sizes for name in node.inputs):
+            largest = max(sizes.get(name, 0) for name in node.inputs)
+            sizes.update(dict.fromkeys(node.outputs, largest))
+    return max(sizes.values(), default=0) > INTEGERS
+
+
+_CONTRADICTION = ("ShapeInferenceError", "TypeInferenceError", "Type Error", "INVALID_GRAPH")
+
+
+def _refuse_invalid(model: Model) -> None:
+    """Refuse a model that inference finds contradictory and onnxruntime, too."""
+    try:
+        Session(model.proto)
+    except RunError as error:
+        if any(word in str(error) for word in _CONTRADICTION) and "No Op registered" not in str(error):
+            raise UserError(f"{model.name}: {error}; the model is invalid, export it again") from None
 
 
 def _consistent(model: Model, shapes: Shapes) -> bool:
@@ -162,7 +189,7 @@ def _consistent(model: Model, shapes: Shapes) -> bool:
 def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
     """Follow the graph once: take what inference found, evaluate integers, fill holes node by node."""
     graph = inferred.graph
-    types = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
+    types = {v.name: v.type for v in (*graph.output, *graph.value_info, *graph.input)}
     result = Shapes(sizes)
     for name, type_ in types.items():
         if (shape := _shape(type_)) is not None:
@@ -189,7 +216,7 @@ def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
 def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
     """Shapes that inference cannot give (functions, fused operators) or gets wrong, from one run in
     onnxruntime."""
-    if not wanted:
+    if not wanted or any(math.prod(shape) > LARGEST for shape in result.shapes.values()):
         return
     proto = onnx.ModelProto()
     copy_without_weights(model.proto, proto)
@@ -228,7 +255,7 @@ def _evaluate(model: Model, node: Node, result: Shapes) -> None:
         if node.op == "ConstantOfShape" and node.outputs[0] not in result.shapes:
             result.shapes[node.outputs[0]] = tuple(int(v) for v in np.ravel(inputs[0]))  # type: ignore[arg-type]
         known = result.shapes.get(node.outputs[0])
-        if known is not None and np.prod(known, dtype=np.int64) > SMALL:
+        if known is not None and math.prod(known) > SMALL:
             return
         outputs = spec.evaluate(result.view(model, node), inputs)
     except (Unknown, ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError):

@@ -114,17 +114,21 @@ def _summed(link: Link) -> Iterator[tuple[int, int, int, Axis]]:
 # ---------------------------------------------------------------------------------------------- running
 
 
-def feeds(model: onnx.ModelProto, batch: int = 2, seed: int = 0) -> dict[str, Array]:
-    """Random inputs; every symbolic extent is `batch`."""
+def feeds(model: onnx.ModelProto, batch: int = 2, seed: int = 0, length: int = 8) -> dict[str, Array]:
+    """Random inputs; the first axis is `batch` where it is symbolic, any other `length`."""
     rng = np.random.default_rng(seed)
     stored = {tensor.name for tensor in model.graph.initializer}
-    return {
-        info.name: rng.standard_normal(
-            [dim.dim_value or batch for dim in info.type.tensor_type.shape.dim], dtype=np.float32
-        )
-        for info in model.graph.input
-        if info.name not in stored
-    }
+    result: dict[str, Array] = {}
+    for info in model.graph.input:
+        if info.name in stored:
+            continue
+        dims = enumerate(info.type.tensor_type.shape.dim)
+        shape = [dim.dim_value or (length if i else batch) for i, dim in dims]
+        if info.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+            result[info.name] = rng.integers(0, 10, shape)
+        else:
+            result[info.name] = rng.standard_normal(shape, dtype=np.float32)
+    return result
 
 
 def run(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> list[Array]:
@@ -150,8 +154,8 @@ def error(got: list[Array], want: list[Array]) -> float:
 
 def assert_equal_to_masked(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> None:
     reference = masked(graph, plan)
-    for batch, seed in ((2, 0), (1, 1)):
-        inputs = feeds(graph.model.proto, batch, seed)
+    for batch, seed, length in ((2, 0, 8), (1, 1, 12)):
+        inputs = feeds(graph.model.proto, batch, seed, length)
         want = run(reference, inputs)
         assert all(np.isfinite(value).all() for value in want)
         assert error(run(pruned, inputs), want) < TOLERANCE

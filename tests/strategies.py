@@ -10,13 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from onnx import ModelProto, TensorProto
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from models.builder import Graph, Tensor
+from tests.reference import feeds, run
 
 CLASSES = 5
+SIDES = (8, 12)  # of images of no given size
 WIDTHS = st.integers(2, 12)
 MAX_WIDTH = 24
 MAX_SIDE = 8
@@ -118,7 +122,8 @@ def convolve_transposed(n: Network) -> Tensor:
     x = n.pick()
     group = n.divisor(x.channels) if n.flag() else 1
     k, stride, pad = (2, 2, 0) if max(x.spatial) * 2 <= MAX_SIDE else (3, 1, 1)
-    return n.g.conv_transpose(x, group * n.number(1, 4), k, stride=stride, pad=pad, group=group, bias=n.flag())
+    width = group * n.number(1, 4)
+    return n.g.conv_transpose(x, width, k, stride=stride, pad=pad, group=group, bias=n.flag())
 
 
 @step
@@ -221,8 +226,8 @@ def normalise(n: Network) -> Tensor:
 def scale(n: Network) -> Tensor:
     """A product with a stored tensor that broadcasts in one of several ways."""
     x = n.pick()
-    height, width = x.spatial
-    shapes = [(1, x.channels, 1, 1), (x.channels, 1, 1), (), (1,), (width,), (height, 1), (x.channels, 1, width)]
+    c, height, width = x.channels, *x.spatial
+    shapes = [(1, c, 1, 1), (c, 1, 1), (), (1,), (width,), (height, 1), (c, 1, width)]
     return n.g.mul(x, n.vector(*n.draw(st.sampled_from(shapes))))
 
 
@@ -270,7 +275,8 @@ def gate_by_gemm(n: Network) -> Tensor:
     y = n.g.op("Sigmoid", y)
     if n.flag():
         return n.g.mul(x, n.g.unsqueeze(y, 2, 3))
-    return n.g.mul(x, n.g.reshape(y, -1 if n.flag() else 0, x.channels, 1, 1, shape=("batch", x.channels, 1, 1)))
+    first = -1 if n.flag() else 0
+    return n.g.mul(x, n.g.reshape(y, first, x.channels, 1, 1, shape=(x.shape[0], x.channels, 1, 1)))
 
 
 @step
@@ -424,8 +430,8 @@ def shuffle_with_computed_shape(n: Network) -> Tensor:
         shape=(x.shape[0], groups, x.channels // groups, height, width),
     )  # fmt: skip
     y = n.g.transpose(y, 0, 2, 1, 3, 4)
-    back = n.g.op("Concat", extent(0), n.g.const([-1]) if n.flag() else channels, extent(2), extent(3), axis=0)
-    return n.g.op("Reshape", y, back, shape=x.shape)
+    last = [extent(0), n.g.const([-1]) if n.flag() else channels, extent(2), extent(3)]
+    return n.g.op("Reshape", y, n.g.op("Concat", *last, axis=0), shape=x.shape)
 
 
 @step
@@ -439,8 +445,7 @@ def view_as_pairs(n: Network) -> Tensor:
     )  # fmt: skip
     axis = n.choice(1, 2)
     y = n.g.mul(y, n.vector(2, 1, 1)) if n.flag() else y
-    y = n.g.reduce("ReduceSum", y, axis, keepdims=False)
-    return y
+    return n.g.reduce("ReduceSum", y, axis, keepdims=False)
 
 
 @step
@@ -543,7 +548,8 @@ def standardise(n: Network) -> Tensor:
         return n.g.transpose(y, 0, 3, 1, 2)
     groups = n.divisor(x.channels)
     if n.g.opset >= 21 and min(x.spatial) > 1:
-        return n.g.op("GroupNormalization", x, n.vector(x.channels), n.vector(x.channels), shape=x.shape, num_groups=groups)
+        vectors = n.vector(x.channels), n.vector(x.channels)
+        return n.g.op("GroupNormalization", x, *vectors, shape=x.shape, num_groups=groups)
     return n.g.op("Softmax", x, axis=1)
 
 
@@ -551,7 +557,13 @@ def standardise(n: Network) -> Tensor:
 
 
 @st.composite
-def networks(draw: DrawFn, low: int = 2, high: int = 9, steps: tuple[str, ...] = tuple(STEPS)) -> ModelProto:
+def networks(
+    draw: DrawFn,
+    low: int = 2,
+    high: int = 9,
+    steps: tuple[str, ...] = tuple(STEPS),
+    ends: tuple[int, ...] = (0, 1, 2, 3),
+) -> ModelProto:
     """A random network of `low` to `high` steps, with one or two heads of fixed width."""
     opset = draw(st.sampled_from([13, 17, 18, 21]))
     storage = draw(st.sampled_from(["initializer", "initializer", "constant"]))
@@ -563,15 +575,44 @@ def networks(draw: DrawFn, low: int = 2, high: int = 9, steps: tuple[str, ...] =
     for name in draw(st.lists(st.sampled_from(steps), min_size=low, max_size=high)):
         made = STEPS[name](n)
         n.live.extend(made if isinstance(made, list) else [made])
-    heads = [_head(n, n.live[-1])]
+    heads = [_head(n, n.live[-1], n.choice(*ends))]
     if n.flag():
-        heads.append(_head(n, n.pick()))
+        heads.append(_head(n, n.pick(), n.choice(*ends)))
     return g.model(*heads)
 
 
-def _head(n: Network, x: Tensor) -> Tensor:
+SIZELESS = (
+    "convolve", "convolve_normalised", "convolve_grouped", "convolve_depthwise", "convolve_transposed",
+    "convolve_with_a_known_filter", "dense_on_channels", "contract_by_einsum", "activate",
+    "activate_by_channel", "normalise", "shift_left", "add_residual", "choose", "gate", "gate_by_gemm",
+    "gate_from_another", "gate_by_sum", "expand", "concatenate", "split_equally", "split_unequally",
+    "slice_channels", "slice_both", "gather_channels", "pad_channels", "pad_space", "repeat",
+    "shuffle_by_gather", "shuffle_with_computed_shape", "squeeze", "depth_to_space", "space_to_depth",
+    "pool", "average_channels", "standardise",
+)  # fmt: skip
+
+
+@st.composite
+def sizeless_networks(draw: DrawFn) -> ModelProto:
+    """A random network whose image may have any height and width (even ones, if it halves them)."""
+    proto: ModelProto = draw(networks(2, 8, SIZELESS, ends=(3,)))
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    dims[2].dim_param, dims[3].dim_param = "height", "width"
+    assume(all(_runs(proto, side) for side in SIDES))
+    return proto
+
+
+def _runs(proto: ModelProto, side: int) -> bool:
+    """Whether maps of equal size when the network was drawn are so at another size."""
+    try:
+        run(proto, feeds(proto, length=side))
+    except RuntimeException:
+        return False
+    return True
+
+
+def _head(n: Network, x: Tensor, kind: int) -> Tensor:
     """Classes by pooling or flattening, or a map of fixed width."""
-    kind = n.number(0, 3)
     if kind == 0:
         return n.g.gemm(n.g.flatten(x), CLASSES)
     if kind == 1:
@@ -585,4 +626,199 @@ def seeds() -> SearchStrategy[int]:
     return st.integers(0, 2**16)
 
 
-__all__ = ["STEPS", "Network", "TensorProto", "networks", "seeds"]
+# Sequences of tokens, of a length known only at run time
+
+LONGEST = 32
+TokenStep = Callable[["Tokens"], Tensor]
+TOKEN_STEPS: dict[str, TokenStep] = {}
+
+
+@dataclass
+class Tokens:
+    """A graph over tensors of the shape (batch, length, width)."""
+
+    g: Graph
+    draw: DrawFn
+    x: Tensor
+    table: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.x.extent(2)
+
+    def number(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def dense(self, x: Tensor, width: int) -> Tensor:
+        return self.g.matmul(x, width, bias=self.flag())
+
+    def length(self) -> Tensor:
+        """The number of tokens, as an integer vector of one element."""
+        return self.g.op("Gather", self.g.op("Shape", self.x), self.g.const([1]), axis=0)
+
+    def view(self, x: Tensor, *dims: int) -> Tensor:
+        """(batch, length, ...) with other axes behind, the shape stored or computed."""
+        shape = ("batch", "length", *dims)
+        kind = self.number(0, 2)
+        if kind == 0:
+            return self.g.reshape(x, 0, 0, *dims, shape=shape)
+        if kind == 1:
+            return self.g.reshape(x, 0, -1, *dims, shape=shape)
+        whole = self.g.op("Shape", x)
+        first = self.g.op("Slice", whole, self.g.const([0]), self.g.const([2]), shape=(2,))
+        parts = [self.g.const([dim]) for dim in dims] if self.flag() else [self.g.const(dims)]
+        return self.g.op("Reshape", x, self.g.op("Concat", first, *parts, axis=0), shape=shape)
+
+    def first_rows(self, table: Tensor) -> Tensor:
+        """As many rows of a stored table as there are tokens."""
+        zero, width = self.g.const([0]), table.extent(1)
+        shape = ("length", width)
+        if self.flag():
+            return self.g.op("Slice", table, zero, self.length(), zero, shape=shape)
+        ends = self.g.op("Concat", self.length(), self.g.const([width]), axis=0)
+        return self.g.op("Slice", table, self.g.const([0, 0]), ends, self.g.const([0, 1]), shape=shape)
+
+    def scaled(self, *shape: int) -> Tensor:
+        return self.g.const(self.g.uniform(0.5, 1.5, *shape), np.float32)
+
+
+def token_step(function: TokenStep) -> TokenStep:
+    """Register a step under its name."""
+    TOKEN_STEPS[function.__name__] = function
+    return function
+
+
+@token_step
+def project(n: Tokens) -> Tensor:
+    return n.g.op("Tanh", n.dense(n.x, n.number(2, 12)))
+
+
+@token_step
+def feed_forward(n: Tokens) -> Tensor:
+    y = n.dense(n.x, n.number(2, 12))
+    return n.g.add(n.x, n.dense(n.g.mul(y, n.g.op("Erf", y)), n.width))
+
+
+@token_step
+def feed_forward_gated(n: Tokens) -> Tensor:
+    inner = n.number(2, 8)
+    if n.flag():
+        gate, value = n.dense(n.x, inner), n.dense(n.x, inner)
+    else:
+        gate, value = n.g.split(n.dense(n.x, 2 * inner), 2, axis=2)
+    return n.g.add(n.x, n.dense(n.g.mul(n.g.op("Sigmoid", gate), value), n.width))
+
+
+@token_step
+def attend_to_tokens(n: Tokens) -> Tensor:
+    """Self-attention, perhaps with fewer key heads, rotated, masked, or scaled by a computed width."""
+    g, shared, heads, depth = n.g, n.number(1, 2), n.number(1, 2), 2 * n.number(1, 3)
+    query = g.transpose(n.view(n.dense(n.x, shared * heads * depth), shared * heads, depth), 0, 2, 1, 3)
+    key, value = (
+        g.transpose(n.view(n.dense(n.x, heads * depth), heads, depth), 0, 2, 1, 3) for _ in range(2)
+    )
+    if n.flag():
+        query, key = _rotated(n, query), _rotated(n, key)
+    if shared > 1:
+        key, value = _repeated(n, key, shared), _repeated(n, value, shared)
+    scores = g.op("MatMul", query, g.transpose(key, 0, 1, 3, 2))
+    width = g.op("Slice", g.op("Shape", query), g.const([-1]), g.const([2**62]), shape=(1,))
+    if n.flag():
+        scores = g.op("Div", scores, g.op("Sqrt", g.op("Cast", width, to=TensorProto.FLOAT)))
+    if n.flag():
+        mask = g.const(np.triu(np.full((LONGEST, LONGEST), -10, np.float32), 1), np.float32)
+        rows = g.op("Slice", mask, g.const([0]), n.length(), g.const([0]), shape=("length", LONGEST))
+        square = g.op("Slice", rows, g.const([0]), n.length(), g.const([1]), shape=("length", "length"))
+        scores = g.add(scores, square)
+    mixed = g.transpose(g.op("MatMul", g.op("Softmax", scores, axis=-1), value), 0, 2, 1, 3)
+    return g.add(n.x, n.dense(n.view(mixed, shared * heads * depth), n.width))
+
+
+def _rotated(n: Tokens, x: Tensor) -> Tensor:
+    """Halves of each head turned by an angle that grows with the position."""
+    g, depth = n.g, x.extent(3)
+    if n.flag():
+        low, high = g.split(x, 2, axis=3)
+    else:
+        low = g.slice(x, [0], [depth // 2], [3])
+        high = g.slice(x, [depth // 2], [2**62], [3])
+    turned = g.concat(g.op("Neg", high), low, axis=3)
+    cosine, sine = (n.first_rows(n.scaled(LONGEST, depth)) for _ in range(2))
+    return g.add(g.mul(x, cosine), g.mul(turned, sine))
+
+
+def _repeated(n: Tokens, x: Tensor, times: int) -> Tensor:
+    """Every head `times` over, one after the other."""
+    g, heads, depth = n.g, x.extent(1), x.extent(3)
+    shape = ("batch", heads, times, "length", depth)
+    y = g.unsqueeze(x, 2)
+    if n.flag():
+        y = g.op("Tile", y, g.const([1, 1, times, 1, 1]), shape=shape)
+    else:
+        y = g.op("Expand", y, g.const([1, 1, times, 1, 1]), shape=shape)
+    return g.reshape(y, 0, heads * times, -1, depth, shape=("batch", heads * times, "length", depth))
+
+
+@token_step
+def normalise_tokens(n: Tokens) -> Tensor:
+    g, kind = n.g, n.number(0, 1)
+    if kind and g.opset >= 17:
+        return g.op("LayerNormalization", n.x, n.scaled(n.width), n.scaled(n.width))
+    mean = g.reduce("ReduceMean", g.op("Pow", n.x, g.const(2.0, np.float32)), -1)
+    return g.mul(g.op("Div", n.x, g.op("Sqrt", g.add(mean, g.const(1e-5, np.float32)))), n.scaled(n.width))
+
+
+@token_step
+def add_positions(n: Tokens) -> Tensor:
+    return n.g.add(n.x, n.first_rows(n.scaled(LONGEST, n.width)))
+
+
+@token_step
+def convolve_tokens(n: Tokens) -> Tensor:
+    x = n.g.transpose(n.x, 0, 2, 1)
+    y = n.g.conv(n.g.relu(n.g.conv(x, n.width, 3, group=n.width)), n.number(2, 12), 1)
+    return n.g.transpose(y, 0, 2, 1)
+
+
+@token_step
+def weigh_by_einsum(n: Tokens) -> Tensor:
+    width = n.number(2, 12)
+    return n.g.op("Einsum", n.x, n.scaled(n.width, width), equation="bld,de->ble")
+
+
+@token_step
+def take_features(n: Tokens) -> Tensor:
+    if n.width < 4:
+        return n.g.relu(n.x)
+    return n.g.slice(n.x, [1], [n.width - 1], [2])
+
+
+@token_step
+def join_features(n: Tokens) -> Tensor:
+    if n.width > 8:
+        return n.g.relu(n.x)
+    return n.g.concat(n.x, n.dense(n.x, n.number(1, 6)), axis=2)
+
+
+@st.composite
+def token_networks(draw: DrawFn, low: int = 1, high: int = 5) -> ModelProto:
+    """Token numbers in, classes out: for each token, for their mean, or scores of the embedding table."""
+    g = Graph("tokens", opset=draw(st.sampled_from([13, 17, 18])), ir=10, seed=draw(st.integers(0, 2**16)))
+    ids = g.input("batch", "length", name="ids", dtype=TensorProto.INT64)
+    width = draw(st.integers(2, 12))
+    table = g.store("embedding", g.normal(11, width))
+    x = g.op("Gather", table, ids, axis=0, shape=("batch", "length", width))
+    n = Tokens(g, draw, x, table)
+    steps = st.lists(st.sampled_from(sorted(TOKEN_STEPS)), min_size=low, max_size=high)
+    for name in draw(steps):
+        n.x = TOKEN_STEPS[name](n)
+    kind = n.number(0, 2)
+    if kind == 0:
+        return g.model(g.matmul(n.x, CLASSES))
+    if kind == 1:
+        return g.model(g.matmul(g.reduce("ReduceMean", n.x, 1, keepdims=False), CLASSES))
+    y = g.matmul(n.x, table.extent(1)) if n.width != table.extent(1) else n.x
+    return g.model(g.op("MatMul", y, g.transpose(table, 1, 0)))

@@ -91,6 +91,7 @@ def matmul(node: NodeView) -> Rule:
         Sample(((2, 3, 4, 5), (2, 6, 4, 5)), {"equation": "bihd,bjhd->bhij"}),
         Sample(((3, 4),), {"equation": "ij->i"}),
         Sample(((3, 4), (4, 2), (2, 5)), {"equation": "ij, jk, kl -> il"}),
+        Sample(((2, 3, 4), (1, 4, 5)), {"equation": "bij,bjk->bik"}),
     ],
 )
 def einsum(node: NodeView) -> Rule | Pinned:
@@ -104,8 +105,18 @@ def einsum(node: NodeView) -> Rule | Pinned:
     if not arrow:
         right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     labels = tuple(dict.fromkeys("".join(operands)))
+    extents: dict[str, int] = {}
+    for i, operand in enumerate(operands):
+        for c, size in zip(operand, node.shape(i), strict=True):
+            extents[c] = max(size, extents.get(c, 1))
     return Rule(
-        tuple(tuple(label(c) for c in operand) for operand in operands),
+        tuple(
+            tuple(
+                label(c if size == extents[c] else f"{c}_one{i}")  # an extent of 1 is broadcast
+                for c, size in zip(operand, node.shape(i), strict=True)
+            )
+            for i, operand in enumerate(operands)
+        ),
         (tuple(label(c) for c in right),),
         macs=labels if len(operands) > 1 else (),
     )

@@ -148,13 +148,13 @@ for _name in _NARY:
     samples=[
         Sample(((2, 3),), {"min": -0.5, "max": 0.5}, opset=7),
         Sample(((2, 3), np.array(-0.5, np.float32), np.array(0.5, np.float32))),
-        Sample(((2, 3), None, np.array(0.5, np.float32))),
+        Sample(((2, 3), None, np.array([0.5], np.float32))),
     ],
     evaluate=lambda node, inputs: [np.clip(*_clip_operands(node, inputs))],
 )
 def clip(node: NodeView) -> Rule:
     rule = unary(node)
-    return Rule((*rule.inputs, (), ()), rule.outputs)
+    return Rule((*rule.inputs, None, None), rule.outputs)
 
 
 def _clip_operands(node: NodeView, inputs: Sequence[Array | None]) -> tuple[Any, Any, Any]:

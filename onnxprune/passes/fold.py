@@ -82,11 +82,9 @@ class _Facts:
         return self.model.consumers.get(name, [])
 
     def only_reader(self, name: str) -> Node | None:
-        """The node that alone reads a tensor, once, if nothing else depends on the tensor."""
+        """The node that alone reads a tensor, if nothing else depends on the tensor."""
         nodes = self.readers(name)
-        if len(nodes) != 1 or name in self.fixed or nodes[0].inputs.count(name) != 1:
-            return None
-        return nodes[0]
+        return nodes[0] if len(nodes) == 1 and name not in self.fixed else None
 
     def float64(self, name: str) -> Array:
         return self.model.array(name).astype(np.float64)
@@ -184,7 +182,9 @@ def _part(model: Model, nodes: Sequence[Node], outputs: Iterable[str]) -> onnx.M
 def _moderate(shapes: Shapes, node: Node) -> bool:
     """Whether all is plain numbers, and the outputs are small, or of at most twice the inputs' bytes."""
     inputs, outputs = ([name for name in names if name] for names in (node.inputs, node.outputs))
-    if any(name not in shapes.shapes or shapes.elements[name] not in _PLAIN for name in (*inputs, *outputs)):
+    if any(
+        name not in shapes.shapes or shapes.elements.get(name) not in _PLAIN for name in (*inputs, *outputs)
+    ):
         return False
     given = sum(_bytes(shapes, name) for name in inputs)
     return all(_is_small(shapes, name) or _bytes(shapes, name) <= 2 * given for name in outputs)
@@ -252,7 +252,7 @@ def _idle(facts: _Facts) -> list[Edit]:
     edits: list[Edit] = []
     touched: set[int] = set()
     for node in facts.model.nodes:
-        if not _does_nothing(facts, node) or node.index in touched:
+        if not _does_nothing(facts, node):
             continue
         source, target = node.inputs[0], node.outputs[0]
         maker = facts.model.producers.get(source)
@@ -290,7 +290,8 @@ def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
 
 # ------------------------------------------------------------------------------- scales and shifts
 
-_FOLDABLE = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
+_ELEMENTWISE = {"Add", "Div", "Mul", "Sub"}
+_FOLDABLE = {"BatchNormalization", *_ELEMENTWISE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,7 +414,8 @@ def _scales(facts: _Facts) -> list[Edit]:
 
 def _is_candidate(facts: _Facts, node: Node) -> bool:
     """Whether something may fold into the node, by names alone: most graphs need no closer look."""
-    if node.domain or not node.outputs or facts.model.constants.keys().isdisjoint(node.inputs):
+    constants = facts.model.constants.keys()
+    if node.domain or not node.outputs or node.op in _ELEMENTWISE or constants.isdisjoint(node.inputs):
         return False
     name = node.outputs[0]
     reader = facts.only_reader(name)
@@ -433,7 +435,11 @@ def _may_fold(facts: _Facts, node: Node, name: str) -> bool:
 
 
 def _arity(facts: _Facts, node: Node) -> int:
-    return onnx.defs.get_schema(node.op, facts.model.opset()).max_input
+    """How many inputs the operator may have; 0 for an unknown one."""
+    try:
+        return onnx.defs.get_schema(node.op, facts.model.opset()).max_input
+    except onnx.defs.SchemaError:
+        return 0
 
 
 def _base(facts: _Facts, node: Node) -> _Base | None:
@@ -559,13 +565,12 @@ def _step(facts: _Facts, base: _Base, node: Node, name: str) -> tuple[Array, Arr
     return None
 
 
-Names = dict[tuple[_Merge, str], str]
-Version = tuple[Array, list[tuple[_Merge, str]]]  # a new value of a constant, and who uses it as what
+Use = tuple[_Merge, str]  # a merge and what it changes: "weight" or "bias"
 
 
-def _versions(merges: Sequence[_Merge]) -> dict[str, list[Version]]:
-    """For each constant that changes, its different new values."""
-    versions: dict[str, list[Version]] = {}
+def _versions(merges: Sequence[_Merge]) -> dict[str, list[tuple[Array, list[Use]]]]:
+    """For each constant that changes, its different new values and who needs which."""
+    versions: dict[str, list[tuple[Array, list[Use]]]] = {}
     for merge in merges:
         for role, name, value in merge.uses():
             known = versions.setdefault(name, [])
@@ -605,9 +610,9 @@ def _affordable(facts: _Facts, merges: list[_Merge]) -> list[_Merge]:
         merges = [merge for merge in merges if merge not in refused]
 
 
-def _named(facts: _Facts, merges: Sequence[_Merge]) -> tuple[Names, list[Edit]]:
+def _named(facts: _Facts, merges: Sequence[_Merge]) -> tuple[dict[Use, str], list[Edit]]:
     """Under which name each merge finds its constants; one that others need unchanged is cloned."""
-    names: Names = {}
+    names: dict[Use, str] = {}
     edits: list[Edit] = []
     for name, versions in _versions(merges).items():
         free = not _keeps_readers(facts, merges, name)
@@ -619,7 +624,7 @@ def _named(facts: _Facts, merges: Sequence[_Merge]) -> tuple[Names, list[Edit]]:
     return names, edits
 
 
-def _merged(facts: _Facts, merge: _Merge, names: Names) -> list[Edit]:
+def _merged(facts: _Facts, merge: _Merge, names: Mapping[Use, str]) -> list[Edit]:
     """The base under its new weight and bias makes what the chain made."""
     base, edits = merge.base, list[Edit]()
     proto = onnx.NodeProto()

@@ -422,14 +422,15 @@ def _examine_take(this: Call, results: list[Array], rule: Take) -> dict[str, lis
 
 
 def linearity(spec: OpSpec, sample: Sample) -> dict[str, str]:
-    """Each output unit that the rule says is scaled by its slices of two operands: what is wrong with that.
+    """Each label whose units the rule says are scaled by two operands: what is wrong with that.
 
     These are the (weight, bias) of `linear`, and `gain` with the shift behind it.
     """
     this = call(spec, sample, *RANGES[0])
     results = this.run()
     rule = spec.declare(view(this, results))
-    assert isinstance(rule, Rule)
+    if not isinstance(rule, Rule) or (rule.linear is None and rule.gain is None):
+        return {}
     pair = rule.linear or (rule.gain, (rule.gain or 0) + 1)
     shapes = [None if v is None else v.shape for v in this.operands]
     sizes = label_sizes(rule, shapes, [r.shape for r in results])
@@ -437,7 +438,7 @@ def linearity(spec: OpSpec, sample: Sample) -> dict[str, str]:
     made, *scaled = [rule.outputs[0] or (), *(rule.inputs[i] or () for i in given)]
     verdicts: dict[str, str] = {}
     for label in set.intersection(_names(made), *map(_names, scaled)):
-        factors = np.linspace(0.5, 2.0, sizes[label]).astype(np.float32)
+        factors = np.linspace(-1.5, 2.0, sizes[label]).astype(np.float32)
         operands = list(this.operands)
         for i, pattern in zip(given, scaled, strict=True):
             operands[i] = _times(operands[i], pattern, sizes, label, factors)

@@ -27,8 +27,15 @@ OVER_PINNED = {
     ("GlobalLpPool", "h1"): "as h0",
 }
 
+TIMID = {
+    "ReduceL1": "adding zeros changes nothing, but a norm is a statistic",
+    "ReduceL2": "as ReduceL1",
+    "ReduceLogSum": "as ReduceL1",
+    "ReduceSumSquare": "as ReduceL1",
+}
+
 CASES = [
-    pytest.param(spec, number, id=f"{spec.name}-{number}")
+    pytest.param(spec, number, id=f"{spec.domain}{'.' if spec.domain else ''}{spec.name}-{number}")
     for spec in declared()
     for number in range(len(spec.samples))
 ]
@@ -42,6 +49,9 @@ def test_every_operator_has_samples() -> None:
 def test_declaration_says_what_the_operator_does(spec: OpSpec, number: int) -> None:
     found = examine(spec, spec.samples[number], spec.name in CONSTANT, spec.name in UNREAD)
     tolerated = {axis for name, axis in OVER_PINNED if name == spec.name}
+    if spec.name in TIMID:
+        tolerated |= {axis for axis, why in found.items() if why == ["declared lossy, but a cut is exact"]}
+        assert tolerated or spec.samples[number].attributes.get("noop_with_empty_axes")
     assert {axis: why for axis, why in found.items() if axis not in tolerated} == {}
 
 
@@ -67,12 +77,8 @@ def ruled(name: str, sample: Sample) -> Rule:
     return rule
 
 
-SCALED = [
-    pytest.param(name, number, id=f"{name}-{number}")
-    for name in ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization",
-                 "RMSNormalization", "InstanceNormalization", "GroupNormalization")
-    for number in range(len(named(name).samples))
-]  # fmt: skip
+SCALED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization",
+          "RMSNormalization", "InstanceNormalization", "GroupNormalization")  # fmt: skip
 NO_COMMON_UNIT = {
     ("Gemm", 2): "its bias differs by row only",
     ("Gemm", 4): "its bias is one number",
@@ -81,22 +87,12 @@ NO_COMMON_UNIT = {
 }
 
 
-@pytest.mark.parametrize(("name", "number"), SCALED)
-def test_scaling_weight_and_bias_scales_the_output(name: str, number: int) -> None:
-    verdicts = linearity(named(name), named(name).samples[number])
+@pytest.mark.parametrize(("spec", "number"), CASES)
+def test_scaling_weight_and_bias_scales_the_output(spec: OpSpec, number: int) -> None:
+    verdicts = linearity(spec, spec.samples[number])
     assert {axis: why for axis, why in verdicts.items() if why} == {}
-    assert bool(verdicts) != ((name, number) in NO_COMMON_UNIT)
-
-
-def test_every_linear_rule_is_among_those_scaled() -> None:
-    claimed = set()
-    for spec in declared():
-        for sample in spec.samples:
-            this = call(spec, sample, *RANGES[0])
-            rule = spec.declare(view(this, this.run()))
-            if isinstance(rule, Rule) and (rule.linear or rule.gain is not None):
-                claimed.add(spec.name)
-    assert claimed == {case.values[0] for case in SCALED}
+    if spec.name in SCALED and not spec.domain:
+        assert bool(verdicts) != ((spec.name, number) in NO_COMMON_UNIT)
 
 
 @pytest.mark.parametrize(
