@@ -22,7 +22,7 @@ from onnxprune.allocation import STRATEGIES
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
 from onnxprune.inspection import Inspection, why
-from onnxprune.model import atomic
+from onnxprune.model import atomic, same_file
 from onnxprune.passes.channels import Channels
 from onnxprune.pipeline import Result
 from onnxprune.plan import Plan
@@ -106,7 +106,7 @@ def _choices(command: F) -> F:
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Never groups that touch a node or weight of this name (repeatable)."),
         click.option("--allow-lossy", is_flag=True, help="Also cut axes that a statistic (LayerNorm, mean) is taken over."),
         click.option("--repair", type=click.Choice(["none"]), default="none", show_default=True, help="Weight repair after the cut."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of --criterion random."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of --criterion random."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -188,7 +188,7 @@ def fold(model: Path, output: Path) -> None:
     _protect((model,), (output,), binary=True)
     folded = pipeline.fold(pipeline.open_model(model))
     folded.save(output)
-    _console().print(f"{output}: {folded.edits} nodes folded away", soft_wrap=True)
+    _console().print(f"{output}: {folded.nodes} nodes folded away", soft_wrap=True)
 
 
 @main.command()
@@ -225,9 +225,9 @@ def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: boo
     if len({target if target == STDOUT else target.resolve() for target in given}) < len(given):
         raise UserError(f"{given[-1]}: two outputs have the same path; give each its own")
     for target in given:
-        if target == STDOUT:
+        if target == STDOUT or not all(source.exists() for source in inputs):  # a missing input is said later
             continue
-        if target.exists() and any(source.exists() and target.samefile(source) for source in inputs):
+        if any(same_file(target, source) for source in inputs):
             raise UserError(f"{target}: the output is the input; choose another path with -o")
         if not target.parent.is_dir():
             raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")

@@ -53,7 +53,8 @@ class Inspection:
     def print(self, console: Console) -> None:
         cost = CostModel(self.graph)
         shares = cost.prunable_share()
-        table = Table(title=self.graph.model.name, title_justify="left")
+        console.print(self.graph.model.name, soft_wrap=True)
+        table = Table()
         for name in ("group", "units", "kind", "nodes", "params", "MACs"):
             table.add_column(name, justify="left" if name in ("group", "kind", "nodes") else "right")
         for group in self.graph.groups:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import heapq
 import math
 import os
 import stat
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -178,6 +180,8 @@ class Model:
     def _check_names(self) -> None:
         """Fill producers and consumers; refuse tensors made twice or never, and names that are not text."""
         graph = self.proto.graph
+        for text in _texts(self.proto):
+            self._text(text)
         for kind, values in (("initializer", graph.initializer), ("graph input", graph.input)):
             seen: set[str] = set()
             for value in values:
@@ -187,10 +191,7 @@ class Model:
         given = {i.name for i in graph.input} | set(self.initializers)
         given |= {t.values.name for t in graph.sparse_initializer}
         for node in self.nodes:
-            for name in (node.proto.name, node.op, node.domain, *node.inputs, *node.outputs):
-                self._text(name)
-            if not node.outputs and node.domain == "":
-                self._refuse(f"node '{node.label}' ({node.op}) has no output; the graph is invalid")
+            self._check_arity(node)
             for attribute in node.proto.attribute:
                 if attribute.ref_attr_name:
                     self._refuse(
@@ -241,6 +242,16 @@ class Model:
             self._refuse(f"node '{stuck.label}' is part of a cycle; the graph is invalid")
         return order
 
+    def _check_arity(self, node: Node) -> None:
+        low, high = _arity(node.op, node.domain, self.opset(node.domain))
+        if not low <= len(node.inputs) <= high:
+            self._refuse(
+                f"node '{node.label}' ({node.op}) has {len(node.inputs)} inputs and takes {low} to {high}; "
+                "the graph is invalid"
+            )
+        if not node.outputs and node.domain == "":
+            self._refuse(f"node '{node.label}' ({node.op}) has no output; the graph is invalid")
+
     def _text(self, name: str) -> str:
         if not isinstance(name, str):  # what protobuf gives for bytes that are not UTF-8
             self._refuse(f"the name {name!r} is not UTF-8 text; the file is damaged, export it again")
@@ -266,6 +277,32 @@ class Model:
             digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|".encode())
             digest.update(tensor.raw_data or to_array(tensor).tobytes())
         return digest.hexdigest()
+
+
+@functools.cache
+def _arity(op: str, domain: str, opset: int) -> tuple[int, int]:
+    """The least and the largest number of inputs; anything goes for operators that onnx does not know."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return 0, sys.maxsize
+    return schema.min_input, schema.max_input
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str]:
+    """Every name that is looked up, compared, copied or shown."""
+    graph = proto.graph
+    for message in (proto, graph):
+        yield from (v for f, v in message.ListFields() if f.type == f.TYPE_STRING)
+    yield from (opset.domain for opset in proto.opset_import)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+    for value in (*graph.input, *graph.output):
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    yield from (tensor.name for tensor in graph.initializer)
 
 
 def _domain(domain: str) -> str:
@@ -428,6 +465,14 @@ def expected_bytes(tensor: onnx.TensorProto) -> int:
     return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file; False where either is missing or impossible."""
+    try:
+        return a.samefile(b)
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place only if the block succeeds."""
@@ -465,7 +510,7 @@ def save(
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     for target in (path, data_path) if external else (path,):
-        if target.exists() and any(source.exists() and target.samefile(source) for source in sources):
+        if any(same_file(target, source) for source in sources):
             raise UserError(f"{path}: this would overwrite the input ({target.name}); choose another path")
     if not external:
         with atomic(path) as temporary, temporary.open("wb") as file:

@@ -23,7 +23,7 @@ from onnxprune.model import Model, load, save
 from onnxprune.passes import channels
 from onnxprune.passes import fold as folding
 from onnxprune.passes.channels import Channels, Choice
-from onnxprune.plan import Plan
+from onnxprune.plan import Plan, SetWeight
 from onnxprune.report import Report
 from onnxprune.runtime import OutOfMemory, RunError
 from onnxprune.validation import equivalence
@@ -102,10 +102,10 @@ def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) 
 
 @dataclass(frozen=True)
 class Folded:
-    """A canonical model: the same function, fewer nodes."""
+    """A canonical model: the same function, `nodes` nodes fewer."""
 
     model: onnx.ModelProto
-    edits: int
+    nodes: int
     external: frozenset[str] = frozenset()
     sources: frozenset[Path] = frozenset()
 
@@ -116,9 +116,9 @@ class Folded:
 
 def fold(model: Model) -> Folded:
     """Exact canonicalisation; raises `InternalError` if the result computes something else."""
+    graph = DependencyGraph(model)  # refuses what no pass should look at
     proto, edits = folding.fold(model)
     if edits:
-        graph = DependencyGraph(model)
         try:
             proof = equivalence.check(graph, {}, proto)
         except OutOfMemory as error:
@@ -127,7 +127,8 @@ def fold(model: Model) -> Folded:
             raise InternalError(f"{model.name}: the folded model does not run ({error}); please report it") from None
         if not proof.passed:
             raise InternalError(f"{model.name}: the folded model differs by {proof.error:.2e}; please report it")
-    return Folded(proto, len(edits), model.external, model.files)
+    weights = {edit.name for edit in edits if isinstance(edit, SetWeight)} if model.external else set()
+    return Folded(proto, len(model.nodes) - len(proto.graph.node), model.external | weights, model.files)
 
 
 def _finish(graph: DependencyGraph, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:

@@ -76,7 +76,8 @@ class Report:
 
     def print(self, console: Console) -> None:
         """The before/after table and the verdict."""
-        table = Table(title=self.model, title_justify="left")
+        console.print(self.model, soft_wrap=True)
+        table = Table()
         for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("kept", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for column in COLUMNS:

@@ -16,7 +16,7 @@ import onnx
 
 from onnxprune import axes
 from onnxprune.axes import Axis, IntArray, Keep, Var
-from onnxprune.dependency import DependencyGraph, Link
+from onnxprune.dependency import DependencyGraph, Link, uncollected
 from onnxprune.errors import InternalError, UserError
 from onnxprune.model import Array, Model, Node, copy_without_weights
 from onnxprune.ops import Resize, Unknown, lookup
@@ -48,6 +48,7 @@ def keep_masks(graph: DependencyGraph, plan: Plan) -> Keep:
     return keep
 
 
+@uncollected
 def apply(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
     """The pruned model. Everything the plan does not touch stays as it is, names included."""
     return _Surgery(graph, keep_masks(graph, plan)).run()
@@ -65,7 +66,6 @@ class _Surgery:
         self._attributes: dict[int, dict[str, Array | int | None]] = {}
         self._renamed: dict[tuple[int, int], str] = {}
         self._replaced: dict[int, onnx.NodeProto] = {}
-        self._before: dict[int, list[onnx.NodeProto]] = {}
         self._after: dict[int, list[onnx.NodeProto]] = {}
         self._added: dict[str, onnx.TensorProto] = {}
         self._names = {name for node in self.model.nodes for name in (*node.inputs, *node.outputs)}
@@ -195,15 +195,16 @@ class _Surgery:
         for node in readers:
             if node.outputs[0] in frozen:
                 self._freeze(node)
+        uses: dict[str, list[tuple[Node, int, Array]]] = {}
         for link, i, wanted in self._computed_operands():
             name = link.node.inputs[i]
             got = new.get(name, values.get(name))
-            fixed = self.graph.shapes.static_entries(name) if name in values else None
-            if got is None or fixed is None or got.shape != wanted.shape:
+            if got is None or got.shape != wanted.shape:
                 raise InternalError(f"{link.node}: operand '{name}' cannot be followed")
-            wrong = (got != wanted) & fixed
-            if wrong.any():
-                self._correct(link.node, i, wanted, wrong, fixed)
+            if ((got != wanted) & self.graph.shapes.static_entries(name)).any():
+                uses.setdefault(name, []).append((link.node, i, wanted))
+        for name, wrong in uses.items():
+            self._correct(name, wrong, new.get(name, values[name]))
 
     def _typed(self, node: Node) -> list[Axis] | None:
         return self.graph.axes_of(node, 0)
@@ -302,45 +303,51 @@ class _Surgery:
         """Let a Shape node go on giving the extents of the original."""
         name = node.outputs[0]
         old = self.graph.shapes.values[name]
-        fixed = self.graph.shapes.static_entries(name)
-        if fixed.all():
-            proto = onnx.helper.make_node("Constant", [], [name], name=node.proto.name)
-            proto.attribute.append(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(old)))
-            self._replaced[node.index] = proto
-            return
         proto = onnx.NodeProto()
         proto.CopyFrom(node.proto)
         proto.output[0] = self._name(f"{name}.now")
+        after = self._after.setdefault(node.index, [])
+        after += self._spliced(proto.output[0], name, old, self.graph.shapes.static_entries(name))
         self._replaced[node.index] = proto
-        self._after.setdefault(node.index, []).append(
-            onnx.helper.make_node(
-                "Where",
-                [self._constant(f"{name}.static", fixed), self._constant(f"{name}.was", old), proto.output[0]],
-                [name],
-                name=self._name(f"{name}.frozen"),
-            )
-        )
 
-    def _correct(self, node: Node, i: int, wanted: Array, wrong: Array, fixed: Array) -> None:
-        """Make a computed integer operand state the new extents."""
-        name = node.inputs[i]
-        if fixed.all():
-            self._renamed[node.index, i] = self._constant(f"{name}.cut", wanted)
-            return
-        source = self.model.producers.get(name)
-        if source is not None and source.op == "Concat" and len(self.model.consumers[name]) == 1:
-            if self._correct_parts(source, wanted, wrong):
+    def _correct(self, name: str, uses: list[tuple[Node, int, Array]], got: Array) -> None:
+        """Make a computed integer operand state the new extents, for every node that reads it."""
+        fixed = self.graph.shapes.static_entries(name)
+        first = uses[0][2]
+        alike = all(np.array_equal(wanted, first) for _, _, wanted in uses)
+        readers = sum(node.inputs.count(name) for node in self.model.consumers[name])
+        source = self.model.producers[name]
+        if alike and readers == len(uses) and source.op == "Concat":
+            if self._correct_parts(source, first, (got != first) & fixed):
                 return
-        result = self._name(f"{name}.cut")
-        self._before.setdefault(node.index, []).append(
-            onnx.helper.make_node(
-                "Where",
-                [self._constant(f"{name}.static", wrong), self._constant(f"{name}.want", wanted), name],
-                [result],
-                name=result,
-            )
-        )
-        self._renamed[node.index, i] = result
+        made: dict[bytes, str] = {}
+        for node, i, wanted in uses:
+            key = wanted.tobytes()
+            if key not in made:
+                made[key] = self._name(f"{name}.cut")
+                after = self._after.setdefault(source.index, [])
+                after += self._spliced(name, made[key], wanted, fixed)
+            self._renamed[node.index, i] = made[key]
+
+    def _spliced(self, source: str, result: str, value: Array, fixed: Array) -> list[onnx.NodeProto]:
+        """Nodes that give `value` where `fixed`, and the entries of `source` elsewhere: a Concat of constants
+        and Gathers, as exporters write shapes."""
+        if value.ndim == 0 or fixed.all():
+            constant = onnx.helper.make_node("Constant", [], [result], name=result)
+            tensor = onnx.numpy_helper.from_array(np.asarray(value), result)
+            constant.attribute.append(onnx.helper.make_attribute("value", tensor))
+            return [constant]
+        nodes: list[onnx.NodeProto] = []
+        parts: list[str] = []
+        for run in np.split(np.arange(value.size), np.flatnonzero(np.diff(fixed)) + 1):
+            if fixed[run[0]]:
+                parts.append(self._constant(f"{result}.static", value[run]))
+                continue
+            parts.append(self._name(f"{result}.dynamic"))
+            index = self._constant(f"{result}.index", run)
+            nodes.append(onnx.helper.make_node("Gather", [source, index], [parts[-1]], name=parts[-1], axis=0))
+        nodes.append(onnx.helper.make_node("Concat", parts, [result], name=result, axis=0))
+        return nodes
 
     def _correct_parts(self, concat: Node, wanted: Array, wrong: Array) -> bool:
         """Rewrite the constant parts of a shape put together by Concat; False if that is not enough."""
@@ -371,7 +378,7 @@ class _Surgery:
 
     def _constant(self, wish: str, value: Array) -> str:
         name = self._name(wish)
-        self._added[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self._added[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     # ----------------------------------------------------------------------------------- building
@@ -406,7 +413,7 @@ class _Surgery:
             node = self._nodes_by_index[index]
             name = node.inputs[i] if i < len(node.inputs) else ""
             if name and name not in changed and self._sole_use(name, (index, i)):
-                changed[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+                changed[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
             else:
                 self._renamed[index, i] = self._constant(f"{name or node.label}.cut", value)
         for tensor in self.model.proto.graph.initializer:
@@ -436,7 +443,7 @@ class _Surgery:
         for axis, kept in enumerate(cut):
             if kept is not None:
                 array = array.take(kept, axis=axis)
-        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), new_name)
+        tensor = onnx.numpy_helper.from_array(np.asarray(array, order="C"), new_name)
         tensor.doc_string = self.model.constants[name].doc_string
         return tensor
 
@@ -446,7 +453,6 @@ class _Surgery:
         for (index, i), name in sorted(self._renamed.items()):
             renamed.setdefault(index, []).append((i, name))
         for index, original in enumerate(self.model.proto.graph.node):
-            nodes.extend(self._before.get(index, ()))
             node = self._replaced.get(index)
             if node is None:
                 node = onnx.NodeProto()
@@ -490,8 +496,12 @@ class _Surgery:
                     del graph.value_info[i]
                     continue
                 for dim, axis in zip(value.type.tensor_type.shape.dim, typed, strict=True):
-                    if self.positions(axis) is not None:
+                    if self.positions(axis) is None:
+                        continue
+                    if dim.HasField("dim_value"):
                         dim.dim_value = self.extent(axis)
+                    else:  # an expression of the original's extents
+                        dim.ClearField("dim_param")
 
 
 def _some(value: Array | None) -> Array:

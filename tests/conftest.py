@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+pytest.register_assert_rewrite("tests.small")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots from what is found")
+    parser.addoption(
+        "--update-snapshots", action="store_true", help="rewrite tests/snapshots from what is found"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,7 +30,11 @@ def floats(name: str, *dims: Any) -> onnx.ValueInfoProto:
 
 
 def net(
-    middle: Nodes = (), weights: Sequence[onnx.TensorProto] = (), last: str = "b", opset: int = 17, ir: int = 8
+    middle: Nodes = (),
+    weights: Sequence[onnx.TensorProto] = (),
+    last: str = "b",
+    opset: int = 17,
+    ir: int = 8,
 ) -> onnx.ModelProto:
     """conv1 (8 channels, tensor a), what is between (a to `last`; a Relu by default), conv2, pooling."""
     between = middle or [helper.make_node("Relu", ["a"], ["b"], name="relu")]

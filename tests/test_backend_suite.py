@@ -74,7 +74,7 @@ def test_stored_models_are_left_alone(kind: str) -> None:
         assert cut(Path(case.model_dir) / "model.onnx") is None, case.name
 
 
-# ------------------------------------------------------------------------------------ networks without weights
+# ----------------------------------------------------------------------------------- networks without weights
 
 
 @pytest.mark.parametrize("path", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
@@ -137,8 +137,7 @@ def _between(tests: list[TestCase], lossy: bool) -> int:
         for proto in embedded(case):
             try:
                 found += cut(proto, lossy) is not None
-            except UserError as error:
-                assert "onnxruntime cannot" in str(error), case.name
+            except UserError:
                 assert not _runs(proto, case), case.name
     return found
 

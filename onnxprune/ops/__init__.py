@@ -1,6 +1,18 @@
 """What operators are: one declaration each, one file per family."""
 
-from onnxprune.ops import contrib, conv, index, matmul, norm, pointwise, pool, quantize, reduce, reshape, shape
+from onnxprune.ops import (
+    contrib,
+    conv,
+    index,
+    matmul,
+    norm,
+    pointwise,
+    pool,
+    quantize,
+    reduce,
+    reshape,
+    shape,
+)
 from onnxprune.ops.spec import (
     NodeView,
     OpSpec,

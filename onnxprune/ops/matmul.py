@@ -92,31 +92,47 @@ def matmul(node: NodeView) -> Rule:
         Sample(((3, 4),), {"equation": "ij->i"}),
         Sample(((3, 4), (4, 2), (2, 5)), {"equation": "ij, jk, kl -> il"}),
         Sample(((2, 3, 4), (1, 4, 5)), {"equation": "bij,bjk->bik"}),
+        Sample(((2, 3, 4), (4, 5)), {"equation": "...j,jk->...k"}),
+        Sample(((2, 6, 3, 4), (2, 6, 4, 5)), {"equation": "...ij,...jk"}),
+        Sample(((2, 3, 4), (4, 5)), {"equation": "b...d,de->eb..."}),
     ],
 )
 def einsum(node: NodeView) -> Rule | Pinned:
+    inputs, output = _subscripts(node)
+    if any(len(set(operand)) < len(operand) for operand in inputs):
+        return Pinned("its equation repeats a label in one operand (a diagonal)")
+    extents: dict[str, int] = {}
+    for i, operand in enumerate(inputs):
+        for name, size in zip(operand, node.shape(i), strict=True):
+            extents[name] = max(size, extents.get(name, 1))
+    patterns = [
+        tuple(
+            label(name if size == extents[name] else f"{name}_one{i}")  # an extent of 1 is broadcast
+            for name, size in zip(operand, node.shape(i), strict=True)
+        )
+        for i, operand in enumerate(inputs)
+    ]
+    return Rule(
+        tuple(patterns), (tuple(map(label, output)),), macs=tuple(extents) if len(inputs) > 1 else ()
+    )
+
+
+def _subscripts(node: NodeView) -> tuple[list[list[str]], list[str]]:
+    """The labels of each operand and of the result; an ellipsis stands for labels of its own."""
     equation = str(node.attr("equation", "")).replace(" ", "")
     left, arrow, right = equation.partition("->")
-    operands = left.split(",")
-    if "." in equation:
-        return Pinned("its equation has an ellipsis")
-    if any(len(set(operand)) < len(operand) for operand in operands):
-        return Pinned("its equation repeats a label in one operand (a diagonal)")
+    terms = left.split(",")
+    hidden = [
+        node.rank(i) - len(term.replace("...", "")) if "..." in term else 0 for i, term in enumerate(terms)
+    ]
+    dots = [f"dot{j}" for j in range(max(hidden))]
+
+    def labels(term: str, count: int) -> list[str]:
+        before, _, after = term.partition("...")
+        return [*before, *dots[len(dots) - count :], *after]
+
     if not arrow:
-        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    labels = tuple(dict.fromkeys("".join(operands)))
-    extents: dict[str, int] = {}
-    for i, operand in enumerate(operands):
-        for c, size in zip(operand, node.shape(i), strict=True):
-            extents[c] = max(size, extents.get(c, 1))
-    return Rule(
-        tuple(
-            tuple(
-                label(c if size == extents[c] else f"{c}_one{i}")  # an extent of 1 is broadcast
-                for c, size in zip(operand, node.shape(i), strict=True)
-            )
-            for i, operand in enumerate(operands)
-        ),
-        (tuple(label(c) for c in right),),
-        macs=labels if len(operands) > 1 else (),
-    )
+        single = (c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = ("..." if dots else "") + "".join(sorted(single))
+    inputs = [labels(term, count) for term, count in zip(terms, hidden, strict=True)]
+    return inputs, labels(right, len(dots) if "..." in right else 0)

@@ -38,6 +38,7 @@ def _reshape_evaluate(node: NodeView, inputs: Sequence[Array | None]) -> list[Ar
         Sample(((4, 1, 6), np.array([0, 2, 3, 1]))),
         Sample(((2, 6), np.array([12]))),
         Sample(((2, 6), np.array([1, 2, 1, -1])), {"allowzero": 1}),
+        Sample(((2, 3, 6), np.array([6, 0, 2]))),
     ],
     evaluate=_reshape_evaluate,
 )

@@ -47,6 +47,8 @@ class Channels:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise UserError(f"--{name} {value}: the share to keep lies in (0, 1]")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: a seed is 0 or more")
         if self.criterion not in criteria.NAMES:
             raise UserError(f"criterion '{self.criterion}' is unknown; choose one of {', '.join(criteria.NAMES)}")
         if self.strategy not in allocation.STRATEGIES:

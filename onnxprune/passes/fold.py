@@ -131,11 +131,12 @@ def _constants(facts: _Facts) -> list[Edit]:
     while dear := _dear(facts, shapes, nodes):
         nodes = _closed(facts, [node for node in nodes if node.index not in dear])
     results = _results(facts, nodes)
-    edits: list[Edit] = []
-    for name, value in _evaluate(_part(facts.model, nodes, results)).items():
-        why = f"{results[name]} reads only constants"
-        edits += [SetWeight(name, value, why), Rewire((name,), reason=why)]
-    return edits
+    values = _evaluate(_part(facts.model, nodes, results))
+    edits: list[Edit] = [SetWeight(n, v, f"{results[n]} reads only constants") for n, v in values.items()]
+    return edits + [
+        Rewire((name,), reason=f"{node} reads only constants")
+        for node, name in {results[name]: name for name in values}.items()
+    ]
 
 
 def _evaluable(facts: _Facts) -> list[Node]:
@@ -273,7 +274,9 @@ def _idle(facts: _Facts) -> list[Edit]:
 
 
 def _does_nothing(facts: _Facts, node: Node) -> bool:
-    if node.domain or any(name in facts.fixed or facts.readers(name) for name in node.outputs[1:]):
+    if node.domain or not any(node.outputs[:1]):
+        return False
+    if any(name in facts.fixed or facts.readers(name) for name in node.outputs[1:]):
         return False
     if node.op == "Dropout" and facts.model.opset() >= 7:
         training = "".join(node.inputs[2:])

@@ -23,6 +23,7 @@ from onnxprune.validation.masked import masked
 
 TOLERANCE = 1e-4  # of the largest value of an output, for float32 and float64
 TOLERANCE_16 = 1e-2  # the same where weights are float16 or bfloat16
+OPTIMISED_TOLERANCE = 1e-2  # between a model with and without onnxruntime's optimisations
 RUNS = 2
 RETRIES = 3  # further seeds where an output behind a ranking (TopK, NonMaxSuppression) differs
 RUNNABLE = {"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview"}
@@ -59,7 +60,7 @@ def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equiva
     if any(node.op_type == "QuantizeLinear" for node in reference.graph.node):
         notes.append("checked without the rounding of activations (QuantizeLinear)")
         reference, pruned = _unrounded(reference), _unrounded(pruned)
-    names = _compared(graph, reference, keep)
+    names = _compared(graph, reference, pruned, keep)
     runs, expected = _reference_runs(graph, reference, names)
     del reference
     _expose(pruned_copy := _shallow(pruned), names, graph)
@@ -73,9 +74,29 @@ def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equiva
         if again and min(again) <= tolerance:
             notes.append("an order decided by nearly equal values differed on some inputs")
             worst = min(again)
+    if worst <= tolerance and (why := _optimised(graph, pruned_copy, session, [feeds for _, feeds, _ in runs])):
+        raise RunError(why)
     if not any(np.ptp(value) for _, _, want in runs for value in want.values() if value.size):
         notes.append("the outputs are constant on these inputs, so the check says little")
     return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
+
+
+def _optimised(graph: DependencyGraph, pruned: onnx.ModelProto, plain: Session, feeds: list[Feeds]) -> str | None:
+    """Why the pruned model fails where onnxruntime optimises it (it trusts the shapes stated in the file
+    there); None if it does not, or if the original fails in the same way."""
+    failure = _disagreement(pruned, plain, feeds)
+    if failure is None or _disagreement(graph.model.proto, Session(graph.model.proto), feeds) is not None:
+        return None
+    return f"with all optimisations: {failure}"
+
+
+def _disagreement(proto: onnx.ModelProto, plain: Session, feeds: list[Feeds]) -> str | None:
+    try:
+        session = Session(proto, optimise=True)
+        differences = [_difference(plain.run(feed), session.run(feed)) for feed in feeds]
+    except RunError as error:
+        return str(error)
+    return f"outputs differ by {max(differences):.1e}" if max(differences) > OPTIMISED_TOLERANCE else None
 
 
 Run = tuple[Sizes, Feeds, dict[str, Any]]
@@ -163,21 +184,28 @@ def _difference(want: Mapping[str, Any], got: Mapping[str, Any]) -> float:
     return worst
 
 
-def _compared(graph: DependencyGraph, reference: onnx.ModelProto, keep: Keep) -> list[str]:
+def _compared(
+    graph: DependencyGraph, reference: onnx.ModelProto, pruned: onnx.ModelProto, keep: Keep
+) -> list[str]:
     """The tensors to compare: float outputs, in front of saturating functions where no cut touches the
     tensor there; for each other output the nearest such float tensors it depends on."""
     elements = graph.shapes.elements
     producers = {o: node for node in reference.graph.node for o in node.output}
+    both = {o for node in pruned.graph.node for o in node.output} & set(producers)
     names: dict[str, None] = {}
+
+    def whole(name: str) -> bool:
+        typed = graph.types.get(name)
+        cut = typed is None or any(kept_positions(axis, keep) is not None for axis in typed)
+        return not cut and name in both and elements.get(name) in FLOATS
+
     for output in reference.graph.output:
         waiting, seen = [output.name], {output.name}
         while waiting:
             name = waiting.pop()
             element = elements.get(name) or _stated(graph, name)
-            typed = graph.types.get(name)
-            whole = typed is not None and all(kept_positions(axis, keep) is None for axis in typed)
-            if element in FLOATS and (name == output.name or (whole and name in producers)):
-                names[_unsaturated(graph, name, keep)] = None
+            if (name == output.name and element in FLOATS) or whole(name):
+                names[_unsaturated(graph, name, whole)] = None
             elif name in producers:
                 fresh = [i for i in producers[name].input if i and i not in seen]
                 seen.update(fresh)
@@ -189,15 +217,12 @@ def _compared(graph: DependencyGraph, reference: onnx.ModelProto, keep: Keep) ->
 _SATURATING = {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Erf", "Clip", "Identity"}
 
 
-def _unsaturated(graph: DependencyGraph, name: str, keep: Keep) -> str:
+def _unsaturated(graph: DependencyGraph, name: str, whole: Callable[[str], bool]) -> str:
     """The float tensor in front of the saturating functions that end in `name`."""
     while (node := graph.model.producers.get(name)) is not None and node.op in _SATURATING:
-        source = node.inputs[0]
-        typed = graph.types.get(source)
-        whole = typed is not None and all(kept_positions(axis, keep) is None for axis in typed)
-        if source not in graph.model.producers or not whole or graph.shapes.elements.get(source) not in FLOATS:
+        if not whole(node.inputs[0]):
             break
-        name = source
+        name = node.inputs[0]
     return name
 
 

@@ -462,6 +462,27 @@ def test_constants_are_evaluated() -> None:
     assert arrays(result).keys() == {"d"}
 
 
+def test_a_constant_node_with_several_outputs() -> None:
+    result = equal_fold(
+        text(
+            "k, i = TopK(w, one) v = Cast <to = 1> (i) a = Add(x, k) y = Mul(a, v)",
+            inputs="float[3,1] x",
+            outputs="float[3,1] y",
+            head=KERNEL + ", int64[1] one = {1}",
+        )
+    )
+    assert ops(result) == {"Add": 1, "Mul": 1}
+    result = equal_fold(
+        text(
+            "k, l, m = Split <axis = 0> (w) a = Add(x, k) y = Mul(a, m)",
+            inputs="float[1,3] x",
+            outputs="float[1,3] y",
+            head=KERNEL,
+        )
+    )
+    assert arrays(result).keys() == {"k", "m"}
+
+
 def test_a_weight_behind_identity_keeps_its_name() -> None:
     result = equal_fold(text("a = Identity(w) b = Identity(a) y = MatMul(x, b)", head=KERNEL))
     assert ops(result) == {"MatMul": 1}
