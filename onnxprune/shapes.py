@@ -209,7 +209,8 @@ def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
             _infer_node(model, node, result)
         if spec is not None and spec.evaluate is not None:
             _evaluate(model, node, result)
-    _run(model, result, [o for node in model.nodes for o in node.outputs if o and o not in result.shapes])
+    if _consistent(model, result):  # else these sizes are passed over, and not worth a run
+        _run(model, result, [o for node in model.nodes for o in node.outputs if o and o not in result.shapes])
     return result
 
 

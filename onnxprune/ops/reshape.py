@@ -208,9 +208,13 @@ def tile(node: NodeView) -> Rule:
     if 0 in node.shape():
         raise Unknown("an extent is zero")
     sizes = {r: new // old for r, new, old in zip(copies, node.out_shape(), node.shape(), strict=True)}
+
+    def repeats(change: Resize) -> dict[int | str, Array | None]:
+        return {1: np.array([change.extents[r] for r in copies], dtype=np.int64)}
+
     return Rule(
         (tuple(map(label, axes)), None),
         (tuple(((r, a),) for r, a in zip(copies, axes, strict=True)),),
         sizes=sizes,
-        pinned=pins(copies, "copies made by Tile"),
+        resize=repeats,
     )
