@@ -14,6 +14,7 @@ common refinement both are pinned, with the reason.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -184,22 +185,25 @@ def products(axis: Axis) -> Iterator[tuple[Axis, ...]]:
 UnitMap = tuple[Var, IntArray]
 
 
-def unit_maps(axis: Axis) -> list[UnitMap]:
-    """For each occurrence of a free Var on the axis, the unit at every position (-1: none).
+def unit_maps(axis: Axis, only: Var | None = None) -> list[UnitMap]:
+    """For each occurrence of a free Var (or of `only` one) on the axis, the unit at every position (-1: none).
 
     A position is removed when the unit of any of its maps is removed.
     """
-    axis = resolve(axis)
+    return _unit_maps(resolve(axis), only)
+
+
+def _unit_maps(axis: Axis, only: Var | None) -> list[UnitMap]:
     if isinstance(axis, Const):
         return []
     if isinstance(axis, Var):
-        return [(axis, np.arange(axis.extent, dtype=np.int64))]
+        return [(axis, np.arange(axis.extent, dtype=np.int64))] if only is None or only is axis else []
     maps: list[UnitMap] = []
     if isinstance(axis, Product):
         outer, inner = 1, axis.extent
         for factor in axis.factors:
             inner //= factor.extent
-            for var, units in unit_maps(factor):
+            for var, units in _unit_maps(factor, only):
                 maps.append((var, np.tile(np.repeat(units, inner), outer)))
             outer *= factor.extent
         return maps
@@ -207,7 +211,7 @@ def unit_maps(axis: Axis) -> list[UnitMap]:
     offset = 0
     for term in axis.terms:
         taken: dict[int, int] = {}
-        for var, units in unit_maps(term):
+        for var, units in _unit_maps(term, only):
             rank = taken.get(id(var), 0)
             taken[id(var)] = rank + 1
             slots = merged.setdefault(id(var), [])
@@ -226,16 +230,23 @@ Keep = dict[Var, BoolArray]
 
 def kept_positions(axis: Axis, keep: Keep) -> IntArray | None:
     """The positions of the axis that stay, or None where all of them do."""
-    if not any(var in keep for var in free_vars(axis)):
+    mask = _kept(resolve(axis), keep)
+    return None if mask is None or mask.all() else np.flatnonzero(mask)
+
+
+def _kept(axis: Axis, keep: Keep) -> BoolArray | None:
+    if isinstance(axis, Var):
+        return keep.get(axis)
+    if isinstance(axis, Const):
         return None
-    mask: BoolArray | None = None
-    for var, units in unit_maps(axis):
-        if var in keep:
-            here = (units < 0) | keep[var][units]
-            mask = here if mask is None else mask & here
-    if mask is None or mask.all():
+    parts = axis.factors if isinstance(axis, Product) else axis.terms
+    masks = [_kept(part, keep) for part in parts]
+    if all(mask is None for mask in masks):
         return None
-    return np.flatnonzero(mask)
+    whole = [np.ones(p.extent, dtype=bool) if m is None else m for p, m in zip(parts, masks, strict=True)]
+    if isinstance(axis, Sum):
+        return np.concatenate(whole)
+    return functools.reduce(lambda major, minor: np.logical_and.outer(major, minor).ravel(), whole)
 
 
 def extent(axis: Axis, counts: dict[Var, int]) -> int:

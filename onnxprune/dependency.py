@@ -514,7 +514,7 @@ class DependencyGraph:
         typed = self.axes_of(first.node, first.input)
         assert typed is not None
         axis = typed[first.axis]
-        units = next(units for var, units in axes.unit_maps(axis) if var is group.var)
+        units = axes.unit_maps(axis, group.var)[0][1]
         start = int(np.argmax(units == 0))
         group.stride = max(int((units == 0).sum()), 1)
         group.name = f"{first.tensor}:{first.axis}"

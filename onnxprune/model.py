@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +324,13 @@ def copy_without_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> No
             _copy_field(field, value, target.graph)
 
 
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that can be changed without changing the original."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    return result
+
+
 def _copy_field(field: Any, value: Any, target: Any) -> None:
     if getattr(field, "is_repeated", None) or isinstance(value, (list, tuple)) or hasattr(value, "extend"):
         getattr(target, field.name).extend(value)
@@ -501,22 +508,25 @@ def save(
     path: str | os.PathLike[str],
     external: frozenset[str] = frozenset(),
     sources: frozenset[Path] = frozenset(),
+    outputs: Sequence[onnx.ValueInfoProto] = (),
 ) -> int:
     """Write a model; the file appears whole or not at all. Returns the bytes written.
 
-    The initializers named in `external` go to `<file name>.data` beside it. Raises `UserError` rather
-    than overwrite one of `sources`, the files that the original was read from.
+    The initializers named in `external` go to `<file name>.data` beside it; `outputs` are stated besides
+    the graph's own. Raises `UserError` rather than overwrite one of `sources`, the files that the
+    original was read from.
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     for target in (path, data_path) if external else (path,):
         if any(same_file(target, source) for source in sources):
             raise UserError(f"{path}: this would overwrite the input ({target.name}); choose another path")
-    if not external:
+    if not external and not outputs:
         with atomic(path) as temporary, temporary.open("wb") as file:
             return file.write(proto.SerializeToString(deterministic=True))
     shell = onnx.ModelProto()
     copy_without_weights(proto, shell)
+    shell.graph.output.extend(outputs)
     offset = 0
     with atomic(path) as model_file, atomic(data_path) as data_file:  # the data is there before the model
         with data_file.open("wb") as file:

@@ -37,9 +37,16 @@ class Session:
     """One onnxruntime CPU session of a model, from memory or from a file.
 
     Graph optimisations are off by default, so that the graph that runs is the graph that is judged.
+    `expose` are inner tensors to return besides the outputs of a model in memory.
     """
 
-    def __init__(self, source: onnx.ModelProto | Path, optimise: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self,
+        source: onnx.ModelProto | Path,
+        optimise: bool = False,
+        threads: int = 0,
+        expose: Sequence[onnx.ValueInfoProto] = (),
+    ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -52,7 +59,7 @@ class Session:
                 with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
                     path = Path(folder) / "model.onnx"
                     large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
-                    save(source, path, frozenset(large))
+                    save(source, path, frozenset(large), outputs=expose)
                     self._session = self._open(str(path), options)
         except UserError as error:
             folder = tempfile.gettempdir()

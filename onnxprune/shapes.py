@@ -219,13 +219,10 @@ def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
     onnxruntime."""
     if not wanted or any(math.prod(shape) > LARGEST for shape in result.shapes.values()):
         return
-    proto = onnx.ModelProto()
-    copy_without_weights(model.proto, proto)
-    proto.graph.initializer.extend(model.proto.graph.initializer)
-    given = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
+    given = {o.name for o in model.outputs}
+    inner = [onnx.ValueInfoProto(name=name) for name in wanted if name not in given]
     try:
-        values = Session(proto).run(make_feeds(model, result.sizes, 0, {}), wanted)
+        values = Session(model.proto, expose=inner).run(make_feeds(model, result.sizes, 0, {}), wanted)
     except RunError:
         return
     for name, value in values.items():

@@ -20,7 +20,6 @@ PINNED = {
     "shufflenet_v1_units": "groups of 3 shuffled into groups of 4: (3 4) and (4 3) have no common units",
     "grouped_two_sizes": "convolutions of 3 and of 4 groups: (3 8) and (4 6) have no common units",
     "dynamic_conv": "a softmax over the kernels that are mixed",
-    "tile_channels": "Tile makes copies, which would have to lose the same units in each",
     "gather_channels": "a Gather of one position by number",
     "if_captures": "an If reads the map inside its branches",
 }
@@ -37,6 +36,7 @@ LOSSY = {
     "mean_over_channels": "a mean over channels",
     "reduce_negative_axes": "a mean over channels",
     "rms_norm_spelled": "a normalisation over channels",
+    "tile_channels": "a mean over channels",
     "two_towers_dot": "a norm over the embedding",
     "weight_normalised": "a norm over each filter",
     "weight_standardised": "a mean over each filter",

@@ -37,10 +37,9 @@ class Slices:
         moved = np.moveaxis(array, occurrence.axis, 0)
         moved = moved.reshape(moved.shape[0], -1)
         parts = []
-        for var, units in axes.unit_maps(typed[occurrence.axis]):
-            if var is group.var:
-                order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]
-                parts.append(moved[order].reshape(group.size, -1))
+        for _, units in axes.unit_maps(typed[occurrence.axis], group.var):
+            order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]
+            parts.append(moved[order].reshape(group.size, -1))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from onnxprune.ops.spec import (
     Array,
+    AxisPattern,
     NodeView,
     Pinned,
     Resize,
@@ -82,7 +83,9 @@ def resize(node: NodeView) -> Rule | Pinned:
     shape, out = node.shape(), node.out_shape()
     given = [node.axis(a) for a in node.attr("axes", range(len(shape)))]
     scales = dict(zip(given, _scales(node), strict=False))
-    left, right, pinned = [], [], {}
+    left: list[AxisPattern] = []
+    right: list[AxisPattern] = []
+    pinned: dict[str, str] = {}
     for i, (size, new) in enumerate(zip(shape, out, strict=True)):
         if size == new and scales.get(i, 1) == 1:
             left.append(label(f"a{i}"))

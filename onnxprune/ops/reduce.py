@@ -4,7 +4,8 @@ there to normalise what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ _OTHERS = (
     "ReduceProd",
     "ReduceSumSquare",
 )
-_NUMPY = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
+_NUMPY: dict[str, Callable[..., Any]] = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
 
 
 def _axes(node: NodeView) -> list[int]:

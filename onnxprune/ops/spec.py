@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +204,7 @@ class Sample:
 
 
 Declaration = Callable[[NodeView], "Rule | Take | Pinned"]
+D = TypeVar("D", bound=Declaration)
 Evaluate = Callable[[NodeView, Sequence[Array | None]], "list[Array]"]
 
 
@@ -226,10 +227,10 @@ def op(
     since: int = 7,
     samples: Sequence[Sample] = (),
     evaluate: Evaluate | None = None,
-) -> Callable[[Declaration], Declaration]:
+) -> Callable[[D], D]:
     """Declare one operator, or several that share a rule. A second declaration of a name raises."""
 
-    def register(declare: Declaration) -> Declaration:
+    def register(declare: D) -> D:
         for name in names:
             if (domain, name) in _REGISTRY:
                 raise ValueError(f"operator {domain or 'ai.onnx'}.{name} is declared twice")

@@ -16,9 +16,10 @@ import onnx
 from onnxprune.axes import Keep, kept_positions
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
-from onnxprune.model import FLOATS, copy_without_weights
+from onnxprune.model import FLOATS
 from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
 from onnxprune.sizes import Sizes, assignments, dynamic_dims
+from onnxprune.validation import comparable
 from onnxprune.validation.masked import masked
 
 TOLERANCE = 1e-4  # of the largest value of an output, for float32 and float64
@@ -26,7 +27,6 @@ TOLERANCE_16 = 1e-2  # the same where weights are float16 or bfloat16
 OPTIMISED_TOLERANCE = 1e-2  # between a model with and without onnxruntime's optimisations
 RUNS = 2
 RETRIES = 3  # further seeds where an output behind a ranking (TopK, NonMaxSuppression) differs
-RUNNABLE = {"", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,16 @@ def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equiva
     """
     reference = masked(graph, keep)
     notes: list[str] = []
-    if foreign := _foreign(reference):
+    if foreign := comparable.foreign(reference):
         notes.append(f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it")
-        reference, pruned = _around(graph, reference, keep), _around(graph, pruned, keep)
+        reference, pruned = comparable.around(graph, reference), comparable.around(graph, pruned)
     if any(node.op_type == "QuantizeLinear" for node in reference.graph.node):
         notes.append("checked without the rounding of activations (QuantizeLinear)")
-        reference, pruned = _unrounded(reference), _unrounded(pruned)
+        reference, pruned = comparable.unrounded(reference), comparable.unrounded(pruned)
     names = _compared(graph, reference, pruned, keep)
     runs, expected = _reference_runs(graph, reference, names)
     del reference
-    _expose(pruned_copy := _shallow(pruned), names, graph)
-    session = Session(pruned_copy)
+    session = Session(pruned, expose=_inner(pruned, names, graph))
     worst = 0.0
     for _, feeds, want in runs:
         worst = max(worst, _difference(want, session.run(feeds, names)))
@@ -74,7 +73,7 @@ def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equiva
         if again and min(again) <= tolerance:
             notes.append("an order decided by nearly equal values differed on some inputs")
             worst = min(again)
-    if worst <= tolerance and (why := _optimised(graph, pruned_copy, session, [feeds for _, feeds, _ in runs])):
+    if worst <= tolerance and (why := _optimised(graph, pruned, session, [feeds for _, feeds, _ in runs])):
         raise RunError(why)
     if not any(np.ptp(value) for _, _, want in runs for value in want.values() if value.size):
         notes.append("the outputs are constant on these inputs, so the check says little")
@@ -108,10 +107,8 @@ def _reference_runs(
 ) -> tuple[list[Run], Retry | None]:
     """Run the masked original at sizes it accepts; and more seeds, later, where it ranks values."""
     model = graph.model
-    proto = _shallow(reference)
-    _expose(proto, names, graph)
     try:
-        session = Session(proto)
+        session = Session(reference, expose=_inner(reference, names, graph))
     except RunError as error:
         raise UserError(f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written") from None
     bounds = index_bounds(model, graph.shapes.shapes)
@@ -120,7 +117,7 @@ def _reference_runs(
     failure = ""
     for seed, sizes in enumerate(candidate_sizes(graph)):
         try:
-            feeds = make_feeds(model, sizes, seed, bounds) | _extra_feeds(graph, extra, seed)
+            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(graph, extra, seed)
             want = session.run(feeds, names)
         except RunError as error:
             failure = failure or str(error)
@@ -134,7 +131,7 @@ def _reference_runs(
     def more() -> Iterator[tuple[Feeds, dict[str, Any]]]:
         sizes = runs[0][0]
         for seed in range(100, 100 + RETRIES):
-            feeds = make_feeds(model, sizes, seed, bounds) | _extra_feeds(graph, extra, seed)
+            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(graph, extra, seed)
             yield feeds, session.run(feeds, names)
 
     ranked = any(node.op in _RANKING or node.captured for node in model.nodes)
@@ -233,93 +230,12 @@ def _stated(graph: DependencyGraph, name: str) -> int:
     return 0
 
 
-def _expose(proto: onnx.ModelProto, names: list[str], graph: DependencyGraph) -> None:
-    """Make the compared tensors outputs of the model."""
+def _inner(proto: onnx.ModelProto, names: list[str], graph: DependencyGraph) -> list[onnx.ValueInfoProto]:
+    """The compared tensors that are no outputs of the model."""
     known = {o.name for o in proto.graph.output}
-    for name in names:
-        if name not in known:
-            element = graph.shapes.elements.get(name, 0)
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
-
-
-def _shallow(proto: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy_without_weights(proto, copy)
-    copy.graph.initializer.extend(proto.graph.initializer)
-    return copy
-
-
-# ------------------------------------------------------------------------- graphs onnxruntime cannot run
-
-
-def _foreign(proto: onnx.ModelProto) -> list[str]:
-    functions = {(f.domain, f.name) for f in proto.functions}
-    return sorted(
-        {
-            f"{node.domain}.{node.op_type}"
-            for node in proto.graph.node
-            if node.domain not in RUNNABLE | {"ai.onnx"} and (node.domain, node.op_type) not in functions
-        }
-    )
-
-
-def _around(graph: DependencyGraph, proto: onnx.ModelProto, keep: Keep) -> onnx.ModelProto:
-    """The graph without operators that onnxruntime does not have: what they read becomes outputs, what
-    they make becomes inputs where its shape is known; what then cannot be computed is left out."""
-    functions = {(f.domain, f.name) for f in proto.functions}
-    result = _shallow(proto)
-    del result.graph.node[:]
-    del result.graph.output[:]
-    del result.graph.value_info[:]
-    missing: set[str] = set()
-    read: dict[str, None] = {}
-    for node in proto.graph.node:
-        alien = node.domain not in RUNNABLE | {"ai.onnx"} and (node.domain, node.op_type) not in functions
-        if any(i in missing for i in node.input):
-            missing.update(node.output)
-        elif alien:
-            read.update(dict.fromkeys(i for i in node.input if i))
-            for output in node.output:
-                element, shape = graph.shapes.elements.get(output), graph.shapes.shapes.get(output)
-                if element and shape is not None:
-                    result.graph.input.append(onnx.helper.make_tensor_value_info(output, element, shape))
-                else:
-                    missing.add(output)
-        else:
-            result.graph.node.append(node)
-    made = {o for node in result.graph.node for o in node.output}
-    for output in proto.graph.output:
-        if output.name in made:
-            result.graph.output.append(output)
-    for name in read:
-        if name in made and name not in {o.name for o in result.graph.output}:
-            element = graph.shapes.elements.get(name, onnx.TensorProto.FLOAT)
-            result.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
-    kept = [o for o in result.opset_import if o.domain in RUNNABLE | {"ai.onnx"}]
-    del result.opset_import[:]
-    result.opset_import.extend(kept)
-    return result
-
-
-def _extra_feeds(graph: DependencyGraph, extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
-    generator = np.random.default_rng([seed, 1])
-    feeds: Feeds = {}
-    for value in extra:
-        if value.name.startswith("onnxprune."):
-            continue
-        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        feeds[value.name] = np.asarray(generator.standard_normal(shape)).astype(dtype)
-    return feeds
-
-
-def _unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with QuantizeLinear -> DequantizeLinear pairs taken out: rounding turns a difference in
-    the last bit into one of a whole quantum, which says nothing about the graph."""
-    makers = {o: node for node in proto.graph.node for o in node.output}
-    result = _shallow(proto)
-    for node in result.graph.node:
-        source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if source is not None and source.op_type == "QuantizeLinear":
-            node.CopyFrom(onnx.helper.make_node("Identity", [source.input[0]], list(node.output), name=node.name))
-    return result
+    elements = graph.shapes.elements
+    return [
+        onnx.helper.make_tensor_value_info(name, elements.get(name, 0), None)
+        for name in names
+        if name not in known
+    ]
