@@ -27,8 +27,8 @@ BENCHMARKS = {
 }
 
 
-def write_document() -> None:
-    """Put the kept results between the document's markers."""
+def document() -> str:
+    """The document with the kept results between its markers."""
     text = DOCUMENT.read_text(encoding="utf-8")
     figures: list[Figure] = []
     for name, benchmark in BENCHMARKS.items():
@@ -36,8 +36,12 @@ def write_document() -> None:
         if results is not None:
             text = replace_block(text, name, benchmark.render(results))
             figures += benchmark.figures(results)
-    text = replace_block(text, "figures", figures_table(figures))
-    DOCUMENT.write_text(text, encoding="utf-8")
+    return replace_block(text, "figures", figures_table(figures))
+
+
+def write_document() -> None:
+    """Show the kept results in the document."""
+    DOCUMENT.write_text(document(), encoding="utf-8")
 
 
 def main() -> int:

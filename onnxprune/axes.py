@@ -186,7 +186,7 @@ UnitMap = tuple[Var, IntArray]
 
 
 def unit_maps(axis: Axis, only: Var | None = None) -> list[UnitMap]:
-    """For each occurrence of a free Var (or of `only` one) on the axis, the unit at every position (-1: none).
+    """For each occurrence of a free Var (or `only` of one), the unit at every position of an axis (-1: none).
 
     A position is removed when the unit of any of its maps is removed.
     """

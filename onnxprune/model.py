@@ -70,7 +70,8 @@ class Node:
     @property
     def attributes(self) -> Mapping[str, Any]:
         if self._attributes is None:
-            self._attributes = {a.name: _attribute(a) for a in self.proto.attribute}
+            values = ((a.name, _attribute(a)) for a in self.proto.attribute)
+            self._attributes = {name: value for name, value in values if value is not None}  # untyped ones count as absent
         return self._attributes
 
     @property

@@ -33,7 +33,12 @@ _OTHERS = (
     "ReduceProd",
     "ReduceSumSquare",
 )
-_NUMPY: dict[str, Callable[..., Any]] = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "ReduceSum": np.sum,
+    "ReduceMax": np.max,
+    "ReduceMin": np.min,
+    "ReduceProd": np.prod,
+}
 
 
 def _axes(node: NodeView) -> list[int]:
@@ -48,9 +53,7 @@ def _rule(node: NodeView) -> Rule:
     over = set(_axes(node))
     axes = names("a", node.rank())
     keep = bool(node.attr("keepdims", 1))
-    output = [
-        label(f"one{i}" if i in over else a) for i, a in enumerate(axes) if keep or i not in over
-    ]
+    output = [label(f"one{i}" if i in over else a) for i, a in enumerate(axes) if keep or i not in over]
     reduced = [axes[i] for i in sorted(over)]
     why = f"{node.op} over this axis depends on how many there are"
     return Rule(
@@ -97,9 +100,7 @@ def arg_reduce(node: NodeView) -> Rule:
     axes = names("a", node.rank())
     keep = bool(node.attr("keepdims", 1))
     output = [label("one" if i == over else a) for i, a in enumerate(axes) if keep or i != over]
-    return Rule(
-        (tuple(map(label, axes)),), (tuple(output),), pinned={axes[over]: "positions are counted"}
-    )
+    return Rule((tuple(map(label, axes)),), (tuple(output),), pinned={axes[over]: "positions are counted"})
 
 
 @op(

@@ -390,7 +390,7 @@ def _examine_together(trial: Trial) -> list[str]:
         if size > 1 and label not in trial.rule.pinned and label not in trial.rule.lossy
     }
     verdict = _verdict(trial, keep) if keep else ""
-    return [f"keeping {({k: v.tolist() for k, v in keep.items()})}: {verdict}"] if verdict else []
+    return [f"keeping { ({k: v.tolist() for k, v in keep.items()}) }: {verdict}"] if verdict else []
 
 
 def _examine_take(this: Call, results: list[Array], rule: Take) -> dict[str, list[str]]:
