@@ -115,7 +115,7 @@ def _refused(path: Path) -> str:
     model = load(path)
     shapes = DependencyGraph(model).shapes
     try:
-        session = Session(path, optimise=True)
+        session = Session(path, optimise="all")
         session.run(make_feeds(model, shapes.sizes, 0, index_bounds(model, shapes.shapes)))
     except RunError as error:
         return str(error)

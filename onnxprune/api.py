@@ -125,7 +125,7 @@ def validate(original: Source, candidate: Source, plan: Plan | None = None) -> V
             problems.append(f"equivalence: {error}")
     if problems:
         return Validation(tuple(dict.fromkeys(problems)), proof, (), None)
-    sessions = Session(before.proto, optimise=True, threads=1), Session(after.proto, optimise=True, threads=1)
+    sessions = Session(before.proto, optimise="all", threads=1), Session(after.proto, optimise="all", threads=1)
     return Validation((), proof, tuple(compare_outputs(*sessions, feeds)), time_both(*sessions, feeds[0]))
 
 

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -33,6 +33,14 @@ class OutOfMemory(RunError):
     """The run asked for more memory than there is; it says nothing about the model."""
 
 
+Level = Literal["none", "basic", "all"]
+_LEVELS: dict[Level, Any] = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
 class Session:
     """One onnxruntime CPU session of a model, from memory or from a file.
 
@@ -43,15 +51,14 @@ class Session:
     def __init__(
         self,
         source: onnx.ModelProto | Path,
-        optimise: bool = False,
+        optimise: Level = "none",
         threads: int = 0,
         expose: Sequence[onnx.ValueInfoProto] = (),
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        options.graph_optimization_level = _LEVELS[optimise]
         try:
             if isinstance(source, Path):
                 self._session = self._open(str(source), options)

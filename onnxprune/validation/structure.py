@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import onnx
 
 from onnxprune.model import Model, copy_without_weights
-from onnxprune.runtime import Feeds, RunError, Session
+from onnxprune.runtime import Feeds, Level, RunError, Session
 
 
 def check(original: Model, candidate: Model, feeds: Sequence[Feeds]) -> list[str]:
     """What is wrong with the candidate, one line each; empty if nothing is."""
     problems = interface(original, candidate)
     problems += _checker(original, candidate)
-    for optimise in (False, True):
-        level = "all optimisations" if optimise else "no optimisations"
+    levels: tuple[Level, ...] = ("none", "basic", "all")
+    for level in levels:
         try:
-            session = Session(candidate.proto, optimise)
+            session = Session(candidate.proto, level)
             for feed in feeds:
                 session.run(feed)
         except RunError as error:
-            problems.append(f"onnxruntime ({level}): {error}")
+            problems.append(f"onnxruntime (optimisations: {level}): {error}")
     return problems
 
 
