@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from onnxprune import __version__, api, criteria, pipeline
+from onnxprune import __version__, api, criteria, pipeline, runtime
 from onnxprune.allocation import STRATEGIES
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
@@ -48,6 +48,7 @@ class _Commands(click.Group):
         except MemoryError:
             message, code = "out of memory; nothing was written", 2
         except KeyboardInterrupt:
+            runtime.clean_up()
             message, code = "interrupted; nothing was written", 130
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise

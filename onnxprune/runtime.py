@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,31 @@ class RunError(Exception):
 
 class OutOfMemory(RunError):
     """The run asked for more memory than there is; it says nothing about the model."""
+
+
+_scratches: set[Path] = set()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder, and a note of it until it is gone."""
+    folder = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+    _scratches.add(folder)
+    try:
+        yield folder
+    finally:
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _scratches.discard(folder)
+
+
+def clean_up() -> None:
+    """Remove what an interrupt in the wrong moment has left."""
+    for folder in list(_scratches):
+        _discard(folder)
 
 
 Level = Literal["none", "basic", "all"]
@@ -63,14 +90,14 @@ class Session:
             if isinstance(source, Path):
                 self._session = self._open(str(source), options)
             else:
-                with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-                    path = Path(folder) / "model.onnx"
+                with _scratch() as folder:
+                    path = folder / "model.onnx"
                     large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
                     save(source, path, frozenset(large), outputs=expose)
                     self._session = self._open(str(path), options)
-        except UserError as error:
-            folder = tempfile.gettempdir()
-            raise UserError(f"no room for temporary files in {folder} (set TMPDIR to use another): {error}") from None
+        except (UserError, OSError) as error:
+            where = tempfile.gettempdir()
+            raise UserError(f"no room for temporary files in {where} (set TMPDIR to use another): {error}") from None
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise _failure(error) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
