@@ -151,7 +151,7 @@ def figures_table(figures: Iterable[Figure]) -> str:
 
 
 def _number(value: float) -> str:
-    if value >= 100:
+    if value >= 100 or value == round(value, 0):
         return f"{value:,.0f}"
     return f"{value:.3f}" if value >= 0.01 else f"{value:.1e}"
 

@@ -3,10 +3,11 @@
     python -m benchmarks.growth [--update]
 
 Graphs of five families at some 200, 2,000 and 20,000 nodes, with few channels, so that the graph and
-not the weights is what takes the time. Each family runs in a process of its own, its sizes in turns;
-processor time, the fastest of five. What the libraries allocated on import is set aside from the garbage
-collector first:
-walking it costs a constant that has nothing to do with the graph.
+not the weights is what takes the time. Each family runs in a process of its own, in rounds: in each
+round every size in turn, the small ones several times, so that other work on the machine falls on all
+alike; the ratios are taken within a round, and medians over the rounds. Processor time. What the
+libraries allocated on import is set aside from the garbage collector first: walking it costs a constant
+that has nothing to do with the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
+from benchmarks.common import Benchmark, Figure, Results, isolated, median, run, stamp, table
 from models.builder import Graph, Tensor
 from onnxprune import surgery
 from onnxprune.dependency import DependencyGraph
@@ -29,9 +30,9 @@ from onnxprune.passes import channels
 from onnxprune.passes.channels import Channels
 
 SIZES = (200, 2_000, 20_000)
+REPEATS = (20, 5, 1)  # of each size in a round
 ROUNDS = 5
 LIMIT = 12.0  # times the time for ten times the nodes
-STEPS = ("analysis", "plan", "surgery")
 
 
 def _chain(g: Graph, x: Tensor) -> Tensor:
@@ -88,8 +89,16 @@ def _family(family: str) -> list[dict[str, Any]]:
     protos = [_build(family, size) for size in SIZES]
     gc.collect()
     gc.freeze()
-    rounds = [[_timed(proto) for proto in protos] for _ in range(ROUNDS)]
-    return [min(timed, key=_total) for timed in zip(*rounds, strict=True)]
+    rounds = [[_mean(proto, n) for proto, n in zip(protos, REPEATS, strict=True)] for _ in range(ROUNDS)]
+    return [
+        {"nodes": len(proto.graph.node), "rounds": [found[i] for found in rounds]}
+        for i, proto in enumerate(protos)
+    ]
+
+
+def _mean(proto: onnx.ModelProto, repeats: int) -> list[float]:
+    timed = [_timed(proto) for _ in range(repeats)]
+    return [sum(step) / repeats for step in zip(*timed, strict=True)]
 
 
 def _build(family: str, size: int) -> onnx.ModelProto:
@@ -100,7 +109,8 @@ def _build(family: str, size: int) -> onnx.ModelProto:
     return g.model(g.gemm(g.flatten(g.gap(x)), 10))
 
 
-def _timed(proto: onnx.ModelProto) -> dict[str, Any]:
+def _timed(proto: onnx.ModelProto) -> list[float]:
+    """Seconds of each step."""
     model = Model(proto)
     gc.collect()
     laps = [time.process_time()]
@@ -110,21 +120,20 @@ def _timed(proto: onnx.ModelProto) -> dict[str, Any]:
     laps.append(time.process_time())
     surgery.apply(graph, plan)
     laps.append(time.process_time())
-    seconds = [after - before for before, after in pairwise(laps)]
-    return {
-        "nodes": len(model.nodes),
-        "groups": len(graph.groups),
-        "seconds": dict(zip(STEPS, seconds, strict=True)),
-    }
+    return [after - before for before, after in pairwise(laps)]
 
 
-def _total(row: dict[str, Any]) -> float:
-    return float(sum(row["seconds"].values()))
+def _seconds(row: dict[str, Any]) -> float:
+    return median([sum(steps) for steps in row["rounds"]])
 
 
 def _growths(rows: list[dict[str, Any]]) -> list[float]:
-    """For each tenfold size: time ratio, brought to exactly ten times the nodes."""
-    return [_total(b) / _total(a) * 10 * a["nodes"] / b["nodes"] for a, b in pairwise(rows)]
+    """For each tenfold size: how many times the time, brought to exactly ten times the nodes."""
+    return [
+        median([sum(after) / sum(before) for before, after in zip(a["rounds"], b["rounds"], strict=True)])
+        * (10 * a["nodes"] / b["nodes"])
+        for a, b in pairwise(rows)
+    ]
 
 
 def render(results: Results) -> str:
@@ -134,9 +143,9 @@ def render(results: Results) -> str:
     header = ("family", *seconds, *growths, "of the last: analysis / plan / surgery")
     rows = []
     for family, found in results["rows"].items():
-        last = " / ".join(f"{found[-1]['seconds'][step]:.2f}" for step in STEPS)
+        last = " / ".join(f"{median(list(step)):.2f}" for step in zip(*found[-1]["rounds"], strict=True))
         growths = [f"x {growth:.1f}" for growth in _growths(found)]
-        rows.append((family, *(f"{_total(row):.3f}" for row in found), *growths, last))
+        rows.append((family, *(f"{_seconds(row):.3f}" for row in found), *growths, last))
     return f"{stamp(results)}\n\n{table(header, rows)}"
 
 

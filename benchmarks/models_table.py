@@ -7,6 +7,7 @@ Each model runs in a process of its own. What is kept is counted again on the wr
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import time
@@ -56,7 +57,8 @@ def _row(name: str) -> dict[str, Any]:
             try:
                 row[str(align)] = _pruned(path, align, Path(folder) / "pruned.onnx")
             except Exception as error:  # a crash is a row of the table too
-                row[str(align)] = {"failed": type(error).__name__, "why": str(error).partition("\n")[0]}
+                why = re.sub(r"\S*/", "", str(error).partition("\n")[0])  # without folders
+                row[str(align)] = {"failed": type(error).__name__, "why": why}
         graph = DependencyGraph(pipeline.open_model(path))
         row["groups"] = len(graph.groups)
         row["nodes"] = len(graph.model.nodes)

@@ -280,7 +280,7 @@ def _infer_node(model: Model, node: Node, result: Shapes) -> None:
             return
         inputs[name] = onnx.helper.make_tensor_type_proto(element, result.shapes.get(name))
         if name in result.values:
-            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(result.values[name]), name)
+            data[name] = onnx.numpy_helper.from_array(np.asarray(result.values[name], order="C"), name)
     try:
         outputs = onnx.shape_inference.infer_node_outputs(
             schema,

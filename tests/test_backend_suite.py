@@ -187,7 +187,7 @@ class _Embedding:
                 inputs.append(_renamed(value, f"{value.name}.in"))
                 mixed = True
             elif isinstance(given, np.ndarray) and given.dtype != object:
-                graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(given), value.name))
+                graph.initializer.append(numpy_helper.from_array(np.asarray(given, order="C"), value.name))
             else:
                 inputs.append(value)
         if not mixed:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from onnxprune import allocation, criteria
 from onnxprune.allocation import Rounding
 from onnxprune.cost import Cost, CostModel
-from onnxprune.dependency import DependencyGraph, Group
+from onnxprune.dependency import DependencyGraph, Group, uncollected
 from onnxprune.errors import UserError
 from onnxprune.plan import Keep, Plan
 
@@ -98,6 +98,7 @@ def _matches(group: Group, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
+@uncollected
 def plan(graph: DependencyGraph, options: Channels, digest: str) -> Plan:
     """Decide which units go.
 
