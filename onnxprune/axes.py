@@ -52,7 +52,7 @@ class Var:
         self.bound: Axis | None = None
 
     def __repr__(self) -> str:
-        return f"v{id(self) % 9973}:{self.extent}" if self.bound is None else repr(resolve(self))
+        return str(self.extent) if self.bound is None else repr(resolve(self))
 
 
 class Const:
