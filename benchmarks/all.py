@@ -1,8 +1,8 @@
 """Every benchmark, and the document that shows them.
 
-    python -m benchmarks.all                  measure everything and rewrite docs/benchmarks.md
-    python -m benchmarks.all --only growth memory
-    python -m benchmarks.all --render         rewrite the document from the results kept
+python -m benchmarks.all                  measure everything and rewrite docs/benchmarks.md
+python -m benchmarks.all --only growth memory
+python -m benchmarks.all --render         rewrite the document from the results kept
 """
 
 from __future__ import annotations

@@ -42,17 +42,13 @@ def scaled(channels: int, width: float, multiple: int = 8) -> int:
 # Residual networks
 
 
-def resnet18(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def resnet18(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """ResNet-18 with basic blocks: 11.69 M parameters, 1.81 G MACs."""
     g = Graph("resnet18", seed=seed)
     return _resnet(g, (2, 2, 2, 2), width, image, classes, bottleneck=False)
 
 
-def resnet50(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def resnet50(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """ResNet-50, stride in the 3x3 convolutions: 25.56 M parameters, 4.09 G MACs."""
     return _resnet(Graph("resnet50", seed=seed), (3, 4, 6, 3), width, image, classes)
 
@@ -111,9 +107,7 @@ def _classifier(g: Graph, x: Tensor, classes: int) -> Tensor:
 # Mobile networks
 
 
-def mobilenet_v2(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def mobilenet_v2(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """MobileNetV2, inverted residuals with ReLU6: 3.50 M parameters, 0.30 G MACs."""
     g = Graph("mobilenet_v2", seed=seed)
     x = g.input("batch", 3, image, image, name="image")
@@ -240,9 +234,7 @@ def efficientnet_b0(
     return g.model(_classifier(g, x, classes), names=["logits"])
 
 
-def shufflenet_v2(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def shufflenet_v2(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """ShuffleNetV2 x1.0, Split and channel shuffle: 2.28 M parameters, 0.15 G MACs."""
     g = Graph("shufflenet_v2", seed=seed)
     x = g.input("batch", 3, image, image, name="image")
@@ -257,9 +249,7 @@ def shufflenet_v2(
                     left, right = g.split(x, 2)
                 else:
                     left, right = x, x
-                    left = g.conv_bn(
-                        left, left.channels, 3, stride=2, group=left.channels, act=None
-                    )
+                    left = g.conv_bn(left, left.channels, 3, stride=2, group=left.channels, act=None)
                     left = g.conv_bn(left, half, 1)
                 right = g.conv_bn(right, half, 1)
                 right = g.conv_bn(right, half, 3, stride=1 if block else 2, group=half, act=None)
@@ -275,9 +265,7 @@ def shufflenet_v2(
 # Plain, dense and inception networks
 
 
-def vgg16_bn(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def vgg16_bn(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """VGG-16 with batch normalisation and Flatten before Gemm: 138.37 M parameters, 15.5 G MACs.
 
     `image` is a multiple of 32; the flattened map is image / 32 on a side.
@@ -297,9 +285,7 @@ def vgg16_bn(
     return g.model(x, names=["logits"])
 
 
-def densenet121(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def densenet121(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """DenseNet-121, batch normalisation before convolution: 7.98 M parameters, 2.83 G MACs."""
     g = Graph("densenet121", seed=seed)
     growth = scaled(32, width)
@@ -322,9 +308,7 @@ def densenet121(
     return g.model(_classifier(g, x, classes), names=["logits"])
 
 
-def googlenet(
-    *, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0
-) -> ModelProto:
+def googlenet(*, width: float = 1.0, image: int = 224, classes: int = 1000, seed: int = 0) -> ModelProto:
     """GoogLeNet with batch normalisation, four-way inception: 6.62 M parameters, 1.5 G MACs.
 
     As in common implementations the third branch has a 3x3 kernel, not 5x5.
@@ -393,9 +377,7 @@ def unet(*, width: float = 1.0, image: int = 256, classes: int = 2, seed: int = 
     return g.model(x, names=["mask"])
 
 
-def yolov8n(
-    *, width: float = 1.0, image: int = 640, classes: int = 80, seed: int = 0
-) -> ModelProto:
+def yolov8n(*, width: float = 1.0, image: int = 640, classes: int = 80, seed: int = 0) -> ModelProto:
     """YOLOv8n with its decoded detection head: 3.16 M parameters, 4.4 G MACs.
 
     `image` is a multiple of 32. The output is (batch, 4 + classes, anchors): box centre and size
@@ -444,9 +426,7 @@ def _sppf(g: Graph, x: Tensor, cout: int) -> Tensor:
     return _yolo_conv(g, g.concat(*levels), cout)
 
 
-def _detect(
-    g: Graph, levels: Sequence[Tensor], box_width: int, class_width: int, classes: int
-) -> Tensor:
+def _detect(g: Graph, levels: Sequence[Tensor], box_width: int, class_width: int, classes: int) -> Tensor:
     """Decoupled heads per level, then boxes decoded from distributions over 16 bins."""
     bins = 16
     outputs = []

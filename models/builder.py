@@ -151,9 +151,7 @@ class Graph:
             self._known[name] = proto
         return tensor
 
-    def const(
-        self, value: ArrayLike, dtype: DTypeLike = np.int64, *, name: str | None = None
-    ) -> Tensor:
+    def const(self, value: ArrayLike, dtype: DTypeLike = np.int64, *, name: str | None = None) -> Tensor:
         """Add a constant; integers unless told otherwise, as shapes and axes are."""
         return self.store(name or self.fresh("const"), np.asarray(value, dtype))
 
@@ -191,9 +189,7 @@ class Graph:
             return Tensor(node.output[0], tuple(shape), dtype or present[0].dtype)
         return self._infer(node, present)[0]
 
-    def ops(
-        self, op_type: str, *inputs: Tensor | None, outputs: int, **attributes: Any
-    ) -> list[Tensor]:
+    def ops(self, op_type: str, *inputs: Tensor | None, outputs: int, **attributes: Any) -> list[Tensor]:
         """Add a node of the default domain with several outputs."""
         return self._infer(*self._emit(op_type, inputs, outputs, "", None, attributes))
 
@@ -446,9 +442,7 @@ class Graph:
         """An average pooling; the stride is the kernel unless told."""
         return self._pool("AveragePool", x, k, stride, pad, ceil=False)
 
-    def _pool(
-        self, op_type: str, x: Tensor, k: int, stride: int | None, pad: int, ceil: bool
-    ) -> Tensor:
+    def _pool(self, op_type: str, x: Tensor, k: int, stride: int | None, pad: int, ceil: bool) -> Tensor:
         dims = x.rank - 2
         attributes: dict[str, Any] = {
             "kernel_shape": [k] * dims,
@@ -471,9 +465,7 @@ class Graph:
             return self.op("Dropout", x, ratio=ratio)
         return self.op("Dropout", x, self.const(ratio, np.float32))
 
-    def pad(
-        self, x: Tensor, before: Sequence[int], after: Sequence[int], mode: str = "constant"
-    ) -> Tensor:
+    def pad(self, x: Tensor, before: Sequence[int], after: Sequence[int], mode: str = "constant") -> Tensor:
         """A Pad of every axis; sizes are attributes below operator set 11."""
         pads = [*before, *after]
         if self.opset < 11:
@@ -623,9 +615,7 @@ def _typed(name: str, inferred: TypeProto | None, op_type: str) -> Tensor:
     if inferred is None or not inferred.tensor_type.HasField("shape"):
         raise ValueError(f"the shape of {name!r} ({op_type}) cannot be inferred: pass shape=")
     dims = inferred.tensor_type.shape.dim
-    shape = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or UNKNOWN for dim in dims
-    ]
+    shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or UNKNOWN for dim in dims]
     return Tensor(name, tuple(shape), inferred.tensor_type.elem_type)
 
 

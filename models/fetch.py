@@ -468,8 +468,7 @@ def _unpack_deb(archive: Path, files: Mapping[str, str], folder: Path) -> None:
 
 def _table() -> str:
     lines = [
-        f"{name:26} {PACKAGES[recipe.package].spec:48} {recipe.note}"
-        f" [{PACKAGES[recipe.package].licence}]"
+        f"{name:26} {PACKAGES[recipe.package].spec:48} {recipe.note} [{PACKAGES[recipe.package].licence}]"
         for name, recipe in RECIPES.items()
     ]
     lines += [f"{name:26} {'onnx, as installed':48} structure only [Apache-2.0]" for name in LIGHT]

@@ -904,9 +904,7 @@ def siamese(g: Graph) -> Result:
     outer = g.store("shared.1.weight", g.he(16, 12, 3, 3, fan_in=108))
     bias = g.store("shared.1.bias", g.normal(16, scale=0.1))
     maps = [
-        g.conv(
-            g.relu(g.conv(_image(g, name=name), weight=inner, bias=False)), weight=outer, bias=bias
-        )
+        g.conv(g.relu(g.conv(_image(g, name=name), weight=inner, bias=False)), weight=outer, bias=bias)
         for name in ("left", "right")
     ]
     return _classify(g, g.op("Abs", g.op("Sub", *maps)))
@@ -1381,9 +1379,7 @@ def if_captures(g: Graph) -> Result:
     """An If whose bodies read a map and a weight of the outer graph."""
     x = _stem(g)
     weight = g.store("captured.weight", g.he(12, 16, 3, 3, fan_in=144))
-    flag = g.op(
-        "Greater", g.reduce("ReduceSum", x, 0, 1, 2, 3, keepdims=False), g.const(0.0, np.float32)
-    )
+    flag = g.op("Greater", g.reduce("ReduceSum", x, 0, 1, 2, 3, keepdims=False), g.const(0.0, np.float32))
     yes, no = g.subgraph(), g.subgraph()
     y = g.op(
         "If",
@@ -1490,9 +1486,7 @@ def check(build: Build) -> str:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(None, feeds(model))
     for info, output in zip(model.graph.output, outputs, strict=True):
         declared = [dim.dim_value or 2 for dim in info.type.tensor_type.shape.dim]

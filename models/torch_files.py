@@ -66,9 +66,7 @@ class _View:
         return view.copy()
 
 
-def _rebuild(
-    storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
-) -> _View:
+def _rebuild(storage: _Storage, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> _View:
     return _View(storage, offset, tuple(size), tuple(stride))
 
 

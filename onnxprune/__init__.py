@@ -1,8 +1,8 @@
 """onnxprune: a pruning compiler for ONNX graphs.
 
-    import onnxprune
-    result = onnxprune.shrink("model.onnx", channels=0.3)
-    result.save("model.pruned.onnx")
+import onnxprune
+result = onnxprune.shrink("model.onnx", channels=0.3)
+result.save("model.pruned.onnx")
 """
 
 from __future__ import annotations

@@ -118,14 +118,19 @@ def validate(original: Source, candidate: Source, plan: Plan | None = None) -> V
     proof = None
     if plan is not None:
         if plan.model != before.digest():
-            raise UserError(f"{before.name}: the plan was made for another model; give the original it was made on")
+            raise UserError(
+                f"{before.name}: the plan was made for another model; give the original it was made on"
+            )
         try:
             proof = equivalence.check(graph, surgery.keep_masks(graph, plan), after.proto)
         except RunError as error:
             problems.append(f"equivalence: {error}")
     if problems:
         return Validation(tuple(dict.fromkeys(problems)), proof, (), None)
-    sessions = Session(before.proto, optimise="all", threads=1), Session(after.proto, optimise="all", threads=1)
+    sessions = (
+        Session(before.proto, optimise="all", threads=1),
+        Session(after.proto, optimise="all", threads=1),
+    )
     return Validation((), proof, tuple(compare_outputs(*sessions, feeds)), time_both(*sessions, feeds[0]))
 
 

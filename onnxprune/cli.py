@@ -73,7 +73,9 @@ def _terminable() -> Iterator[None]:
 
 def _bug(error: Exception) -> str:
     """What to say about an error that nobody foresaw; its traceback is kept for a report."""
-    what = f"internal error ({type(error).__name__}: {str(error)[:200]}); nothing was written, please report it"
+    what = (
+        f"internal error ({type(error).__name__}: {str(error)[:200]}); nothing was written, please report it"
+    )
     story = "".join(traceback.format_exception(error))
     try:
         folder = Path(tempfile.mkdtemp(prefix="onnxprune-report-"))
@@ -83,7 +85,9 @@ def _bug(error: Exception) -> str:
     return f"{what} with the model and {folder}"
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="onnxprune")
 def main() -> None:
     """Prune ONNX models: smaller, proven right.
@@ -127,7 +131,12 @@ def _options(given: dict[str, Any]) -> Channels:
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 def shrink(
-    model: Path, output: Path | None, plan_out: Path | None, json_out: Path | None, dry_run: bool, **given: Any
+    model: Path,
+    output: Path | None,
+    plan_out: Path | None,
+    json_out: Path | None,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
     """Remove channels from MODEL and prove the result."""
     options = _options(given)
@@ -136,7 +145,7 @@ def shrink(
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
     _protect((model,), (target, plan_out, json_out), binary=True)
-    with _progress() as progress:
+    with _Progress() as progress:
         result = pipeline.prune(model, options, progress)
     _write(result, target, plan_out, json_out)
 
@@ -160,7 +169,7 @@ def apply(model: Path, plan: Path, output: Path, json_out: Path | None) -> None:
     """Replay PLAN on the MODEL it was made for."""
     _protect((model, plan), (output, json_out), binary=True)
     edits = Plan.load(plan)
-    with _progress() as progress:
+    with _Progress() as progress:
         result = pipeline.apply_plan(model, edits, progress)
     _write(result, output, None, json_out)
 
@@ -198,7 +207,9 @@ def fold(model: Path, output: Path) -> None:
 @click.option("--plan", "plan_file", type=FILE, help="The plan that made CANDIDATE, to check equivalence.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def validate(ctx: click.Context, original: Path, candidate: Path, plan_file: Path | None, as_json: bool) -> None:
+def validate(
+    ctx: click.Context, original: Path, candidate: Path, plan_file: Path | None, as_json: bool
+) -> None:
     """Judge CANDIDATE against ORIGINAL: structure, equivalence, output drift, latency.
 
     Exits 1 if CANDIDATE is broken or not what the plan says.
@@ -281,7 +292,7 @@ def _console() -> Console:
     return PlainConsole(width=None if sys.stdout.isatty() else 120)
 
 
-class _progress:
+class _Progress:
     """Names the stage at work on a terminal; silent in a pipe."""
 
     def __init__(self) -> None:

@@ -89,6 +89,7 @@ class Link:
 
 
 def pattern_labels(pattern: Pattern) -> Iterator[str]:
+    """All labels of an operand, with repetitions."""
     for terms in pattern:
         for term in terms:
             yield from term
@@ -282,9 +283,7 @@ class DependencyGraph:
                 return
             typed = self.axes_of(node, i)  # the node may read one constant twice
             if typed is None:
-                typed = [
-                    self._build(t, size, rule, labels) for t, size in zip(pattern, shape, strict=True)
-                ]
+                typed = [self._build(t, size, rule, labels) for t, size in zip(pattern, shape, strict=True)]
                 self._store(node, i, typed)
             for axis, terms in zip(typed, pattern, strict=True):
                 self._join(axis, terms, rule, labels, node)
@@ -315,8 +314,7 @@ class DependencyGraph:
             typed: list[Axis] | None = None
             if shape is not None and pattern is not None and len(pattern) == len(shape):
                 typed = [
-                    self._build(t, size, rule, labels, node)
-                    for t, size in zip(pattern, shape, strict=True)
+                    self._build(t, size, rule, labels, node) for t, size in zip(pattern, shape, strict=True)
                 ]
             elif shape is not None:
                 reason = Reason("operator", f"{node.op}: an output without axes", node.label)
@@ -326,9 +324,7 @@ class DependencyGraph:
                 self.types[name] = typed
         return outputs
 
-    def _join(
-        self, axis: Axis, terms: AxisPattern, rule: Rule, labels: dict[str, Axis], node: Node
-    ) -> None:
+    def _join(self, axis: Axis, terms: AxisPattern, rule: Rule, labels: dict[str, Axis], node: Node) -> None:
         """Make an axis equal to what a pattern says it is."""
         reason = Reason("layout", f"{node.op} joins axes of different layouts", node.label)
         if len(terms) == 1 and len(terms[0]) == 1:
@@ -423,7 +419,9 @@ class DependencyGraph:
         for i, name in enumerate(node.inputs):
             if not name or name in self.model.constants or (i < len(rule.inputs) and rule.inputs[i]):
                 continue
-            reason = Reason("operator", f"{node.op}: its operand '{name}' is computed at run time", node.label)
+            reason = Reason(
+                "operator", f"{node.op}: its operand '{name}' is computed at run time", node.label
+            )
             value = self.shapes.values.get(name)
             typed = link.outputs[0] or []
             if value is not None and value.ndim == 1 and value.size == len(typed):
@@ -432,7 +430,9 @@ class DependencyGraph:
                     if not fixed and entry not in (0, -1):
                         axes.pin(axis, reason)
             if value is None or not self.shapes.static_entries(name).all():  # where an axis is cut moves
-                for operand, pattern in zip((*link.inputs, *link.outputs), (*rule.inputs, *rule.outputs), strict=False):
+                for operand, pattern in zip(
+                    (*link.inputs, *link.outputs), (*rule.inputs, *rule.outputs), strict=False
+                ):
                     for axis, terms in zip(operand or (), pattern or (), strict=False):
                         if len(terms) > 1 or value is None:
                             axes.pin(axis, reason)
@@ -495,7 +495,11 @@ class DependencyGraph:
         if tensor is not None:
             return len(tensor.dims) > 0 and tensor.data_type in WEIGHTS
         producer = self.model.producers.get(name)
-        return producer is not None and producer.op == "ConstantOfShape" and producer.inputs[0] in self.model.constants
+        return (
+            producer is not None
+            and producer.op == "ConstantOfShape"
+            and producer.inputs[0] in self.model.constants
+        )
 
     def _siblings(self, axis: Axis, found: Mapping[Var, Group]) -> None:
         """Groups in different factors of one product; the terms of a sum inside one factor are free."""

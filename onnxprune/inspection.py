@@ -44,7 +44,13 @@ class Inspection:
                 for group in self.graph.groups
             ],
             "pinned": [
-                {"tensor": p.tensor, "axis": p.axis, "extent": p.extent, "node": p.node.label, "reason": str(p.reason)}
+                {
+                    "tensor": p.tensor,
+                    "axis": p.axis,
+                    "extent": p.extent,
+                    "node": p.node.label,
+                    "reason": str(p.reason),
+                }
                 for p in self.graph.pinned
             ],
             "undeclared_operators": dict(sorted(self.graph.opaque.items())),
@@ -61,7 +67,12 @@ class Inspection:
             share = cost.of_group(group.var)
             units = str(group.size) + (f" x{group.stride}" if group.stride > 1 else "")
             table.add_row(
-                group.name, units, group.kind, _listed(group), f"{share['params']:.1%}", f"{share['macs']:.1%}"
+                group.name,
+                units,
+                group.kind,
+                _listed(group),
+                f"{share['params']:.1%}",
+                f"{share['macs']:.1%}",
             )
         console.print(table)
         console.print(
@@ -121,16 +132,16 @@ def _typed(graph: DependencyGraph, node: Node) -> Iterator[tuple[str, list[axes.
             yield tensor, typed
 
 
-def _explain(
-    node: Node, tensor: str, typed: list[axes.Axis], groups: dict[axes.Var, Group]
-) -> Iterator[str]:
+def _explain(node: Node, tensor: str, typed: list[axes.Axis], groups: dict[axes.Var, Group]) -> Iterator[str]:
     for number, axis in enumerate(typed):
         where = f"{node.op} '{node.label}': axis {number} of '{tensor}' ({axis.extent})"
         free = [groups[var] for var in axes.free_vars(axis) if var in groups]
         for group in free:
             kind = f"{group.kind}: {group.lossy[0]}" if group.lossy else group.kind
             others = [n.label for n in group.nodes if n is not node]
-            coupled = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if len(others) > SHOWN else "")
+            coupled = ", ".join(others[:SHOWN]) + (
+                f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+            )
             part = f" in part ({group.size} units)" if axes.resolve(axis) is not group.var else ""
             yield f"{where}{part} is group {group.name} [{kind}], coupled to: {coupled or 'nothing else'}"
         reasons = dict.fromkeys(

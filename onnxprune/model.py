@@ -71,7 +71,9 @@ class Node:
     def attributes(self) -> Mapping[str, Any]:
         if self._attributes is None:
             values = ((a.name, _attribute(a)) for a in self.proto.attribute)
-            self._attributes = {name: value for name, value in values if value is not None}  # untyped ones count as absent
+            self._attributes = {
+                name: value for name, value in values if value is not None
+            }  # untyped ones count as absent
         return self._attributes
 
     @property
@@ -162,13 +164,17 @@ class Model:
         proto = self.proto
         if not 1 <= proto.ir_version <= onnx.IR_VERSION:
             known_ir = f"1 to {onnx.IR_VERSION} are"
-            self._refuse(f"IR version {proto.ir_version} is unknown ({known_ir}); export the model again or upgrade onnx")
+            self._refuse(
+                f"IR version {proto.ir_version} is unknown ({known_ir}); export the model again or upgrade onnx"
+            )
         if not proto.graph.node and not proto.graph.output:
             self._refuse("the file holds no graph; is it an ONNX model?")
         versions = [o.version for o in proto.opset_import if _domain(o.domain) == ""]
         known = onnx.defs.onnx_opset_version()
         if any(not 1 <= v <= known for v in versions):
-            self._refuse(f"opset {versions[0]} is unknown (1 to {known} are); convert the model or upgrade onnx")
+            self._refuse(
+                f"opset {versions[0]} is unknown (1 to {known} are); convert the model or upgrade onnx"
+            )
         if len(set(versions)) > 1:
             self._refuse(f"two opsets are stated ({versions[0]} and {versions[1]}); export the model again")
 
@@ -203,14 +209,18 @@ class Model:
                 if not output:
                     continue
                 if output in self.producers or output in given:
-                    self._refuse(f"tensor '{output}' is produced twice (node '{node.label}'); the graph is invalid")
+                    self._refuse(
+                        f"tensor '{output}' is produced twice (node '{node.label}'); the graph is invalid"
+                    )
                 self.producers[output] = node
             for name in dict.fromkeys((*node.inputs, *node.captured)):
                 if name:
                     self.consumers.setdefault(name, []).append(node)
         for name, nodes in self.consumers.items():
             if name not in given and name not in self.producers:
-                self._refuse(f"node '{nodes[0].label}' reads '{name}', which nothing produces; the graph is invalid")
+                self._refuse(
+                    f"node '{nodes[0].label}' reads '{name}', which nothing produces; the graph is invalid"
+                )
         for value in graph.output:
             if value.name not in given and value.name not in self.producers:
                 self._refuse(f"graph output '{value.name}' is produced by no node; the graph is invalid")
@@ -359,7 +369,10 @@ def _damage(tensor: onnx.TensorProto) -> str | None:
     if tensor.HasField("raw_data"):
         have, need, what = len(tensor.raw_data), expected_bytes(tensor), "bytes"
     else:
-        have, need = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))), _stored(tensor)
+        have, need = (
+            len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))),
+            _stored(tensor),
+        )
         what = "values"
     if have != need:
         return f"of shape {list(tensor.dims)} holds {have:,} {what} and needs {need:,}; the file is damaged, export it again"
@@ -407,7 +420,9 @@ def load(path: str | os.PathLike[str]) -> Model:
     try:
         proto.ParseFromString(data)
     except google.protobuf.message.DecodeError:
-        raise UserError(f"{path}: not an ONNX model, or cut short ({len(data):,} bytes); export or copy it again") from None
+        raise UserError(
+            f"{path}: not an ONNX model, or cut short ({len(data):,} bytes); export or copy it again"
+        ) from None
     del data
     if not proto.HasField("graph") or not proto.ir_version:
         raise UserError(f"{path}: not an ONNX model (it holds no graph); give the path of an .onnx file")
@@ -449,7 +464,9 @@ def _inside(target: Path, folder: Path) -> bool:
     """Whether the target is a plain file in the folder, reached by no link."""
     inside = target.resolve().is_relative_to(folder.resolve())
     status = target.lstat()
-    linked = any(p.is_symlink() for p in (target, *target.parents) if p.is_relative_to(folder) and p != folder)
+    linked = any(
+        p.is_symlink() for p in (target, *target.parents) if p.is_relative_to(folder) and p != folder
+    )
     return inside and stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not linked
 
 
@@ -498,8 +515,12 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: the disk is full (or a quota is); nothing was written, make room") from None
-        raise UserError(f"{path}: cannot write ({os.strerror(error.errno or 0)}); nothing was written") from None
+            raise UserError(
+                f"{path}: the disk is full (or a quota is); nothing was written, make room"
+            ) from None
+        raise UserError(
+            f"{path}: cannot write ({os.strerror(error.errno or 0)}); nothing was written"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

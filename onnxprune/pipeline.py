@@ -125,9 +125,13 @@ def fold(model: Model) -> Folded:
         except OutOfMemory as error:
             raise UserError(_too_large(model, error)) from None
         except RunError as error:
-            raise InternalError(f"{model.name}: the folded model does not run ({error}); please report it") from None
+            raise InternalError(
+                f"{model.name}: the folded model does not run ({error}); please report it"
+            ) from None
         if not proof.passed:
-            raise InternalError(f"{model.name}: the folded model differs by {proof.error:.2e}; please report it")
+            raise InternalError(
+                f"{model.name}: the folded model differs by {proof.error:.2e}; please report it"
+            )
     weights = {edit.name for edit in edits if isinstance(edit, SetWeight)} if model.external else set()
     return Folded(proto, len(model.nodes) - len(proto.graph.node), model.external | weights, model.files)
 
@@ -228,7 +232,9 @@ def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int])
     if not graph.groups:
         reasons = [f"{count} axes: {reason}" for reason, count in pinned_reasons(graph).items()]
         opaque = ", ".join(sorted(graph.opaque))
-        shapeless = next((i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None)
+        shapeless = next(
+            (i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None
+        )
         unknown = f"the shape of input '{shapeless}' is not stated" if shapeless else "it holds no weights"
         why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else unknown)
         return f"{name}: nothing is prunable ({why}); no file was written"

@@ -119,7 +119,9 @@ def _edits(entries: Iterable[Mapping[str, Any]]) -> tuple[Keep, ...]:
     for entry in entries:
         group, size, kind = entry["keep"], entry["of"], entry.get("kind", "exact")
         if not isinstance(group, str) or type(size) is not int or kind not in ("exact", "lossy"):
-            raise ValueError(f"group {group!r} of {size!r} units, {kind!r}: expected a name, a count and a kind")
+            raise ValueError(
+                f"group {group!r} of {size!r} units, {kind!r}: expected a name, a count and a kind"
+            )
         if group in edits:
             raise ValueError(f"group {group!r} occurs twice")
         units = parse_units(entry["units"], min(size, room))

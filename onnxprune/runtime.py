@@ -97,7 +97,9 @@ class Session:
                     self._session = self._open(str(path), options)
         except (UserError, OSError) as error:
             where = tempfile.gettempdir()
-            raise UserError(f"no room for temporary files in {where} (set TMPDIR to use another): {error}") from None
+            raise UserError(
+                f"no room for temporary files in {where} (set TMPDIR to use another): {error}"
+            ) from None
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise _failure(error) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]

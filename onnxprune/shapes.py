@@ -61,8 +61,10 @@ class Shapes:
 
         def fixed(i: int) -> bool:
             name = node.inputs[i]
-            return not name or name in model.constants or (
-                name in self.values and bool(self.static_entries(name).all())
+            return (
+                not name
+                or name in model.constants
+                or (name in self.values and bool(self.static_entries(name).all()))
             )
 
         return NodeView(
@@ -290,7 +292,13 @@ def _infer_node(model: Model, node: Node, result: Shapes) -> None:
             opset_imports=list(model.proto.opset_import),
             ir_version=model.proto.ir_version,
         )
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError, RuntimeError, ValueError):
+    except (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        KeyError,
+        RuntimeError,
+        ValueError,
+    ):
         return
     for name, type_ in outputs.items():
         if not result.elements.get(name):

@@ -29,6 +29,7 @@ def is_dynamic(dim: onnx.TensorShapeProto.Dimension) -> bool:
 
 
 def dim_key(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> str:
+    """The dimension's own name; dimensions of one name have one size."""
     return dim.dim_param or f"{name}.{axis}"
 
 

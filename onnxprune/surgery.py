@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from onnxprune import axes
-from onnxprune.axes import Axis, IntArray, Keep, Var
+from onnxprune.axes import Axis, IntArray, Keep
 from onnxprune.dependency import DependencyGraph, Link, uncollected
 from onnxprune.errors import InternalError, UserError
 from onnxprune.model import Array, Model, Node, copy_without_weights
@@ -238,7 +238,11 @@ class _Surgery:
             if node.index not in first and not touched:
                 continue
             output = node.outputs[0]
-            root = frozenset([output]) if node.index in first else frozenset().union(*(roots[t] for t in touched))
+            root = (
+                frozenset([output])
+                if node.index in first
+                else frozenset().union(*(roots[t] for t in touched))
+            )
             value = self._evaluate(node, new)
             if value is None:
                 continue
@@ -345,7 +349,9 @@ class _Surgery:
                 continue
             parts.append(self._name(f"{result}.dynamic"))
             index = self._constant(f"{result}.index", run)
-            nodes.append(onnx.helper.make_node("Gather", [source, index], [parts[-1]], name=parts[-1], axis=0))
+            nodes.append(
+                onnx.helper.make_node("Gather", [source, index], [parts[-1]], name=parts[-1], axis=0)
+            )
         nodes.append(onnx.helper.make_node("Concat", parts, [result], name=result, axis=0))
         return nodes
 
@@ -412,7 +418,7 @@ class _Surgery:
         for (index, i), value in sorted(self._tensors.items()):
             node = self._nodes_by_index[index]
             name = node.inputs[i] if i < len(node.inputs) else ""
-            if name and name not in changed and self._sole_use(name, (index, i)):
+            if name and name not in changed and self._read_once(name):
                 changed[name] = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
             else:
                 self._renamed[index, i] = self._constant(f"{name or node.label}.cut", value)
@@ -431,7 +437,7 @@ class _Surgery:
                 return True
         return False
 
-    def _sole_use(self, name: str, use: tuple[int, int]) -> bool:
+    def _read_once(self, name: str) -> bool:
         consumers = self.model.consumers.get(name, ())
         count = sum(other == name for node in consumers for other in node.inputs)
         outputs = {o.name for o in self.model.outputs}

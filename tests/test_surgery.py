@@ -31,7 +31,9 @@ def test_stated_shapes_of_dynamic_axes_are_not_fixed() -> None:
     assert not rows.HasField("dim_value")
     assert not rows.dim_param  # the old expression no longer holds
     assert width.dim_value == 4
-    targets = [onnx.numpy_helper.to_array(t).tolist() for t in result.model.graph.initializer if len(t.dims) == 1]
+    targets = [
+        onnx.numpy_helper.to_array(t).tolist() for t in result.model.graph.initializer if len(t.dims) == 1
+    ]
     assert [-1, 8] in targets
 
 
@@ -64,6 +66,10 @@ def test_a_vector_shared_by_layers_of_different_cuts_is_cloned() -> None:
     model = g.model(g.conv(left, 4, 1), g.conv(right, 4, 1))
     plan = make_plan(model, Channels(0.5, align=1))
     result = pipeline.apply_plan(model, plan)
-    biases = {n.input[2] for n in result.model.graph.node if n.op_type == "Conv" and n.input[1][:6] in ("conv_1", "conv_2")}
+    biases = {
+        n.input[2]
+        for n in result.model.graph.node
+        if n.op_type == "Conv" and n.input[1][:6] in ("conv_1", "conv_2")
+    }
     assert len(biases) == 2
     assert "shared.bias" in biases

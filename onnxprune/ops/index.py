@@ -241,5 +241,3 @@ def pad(node: NodeView) -> Rule | Pinned:
         source.append(label(f"a{i}"))
         result.append(tuple((n,) for n in (f"x{i}", f"a{i}", f"z{i}") if sizes.get(n, 1)))
     return Rule((tuple(source), None, None, None), (tuple(result),), sizes=sizes, pinned=pinned)
-
-

@@ -37,9 +37,7 @@ def gemm(node: NodeView) -> Rule:
     for i, size in enumerate(shape):
         axis = i + 2 - len(shape)
         bias.append(label("mn"[axis] if size == out[axis] else f"one{i}"))
-    return Rule(
-        (*rule.inputs, tuple(bias)), rule.outputs, macs=rule.macs, linear=rule.linear
-    )
+    return Rule((*rule.inputs, tuple(bias)), rule.outputs, macs=rule.macs, linear=rule.linear)
 
 
 @op(
@@ -112,9 +110,7 @@ def einsum(node: NodeView) -> Rule | Pinned:
         )
         for i, operand in enumerate(inputs)
     ]
-    return Rule(
-        tuple(patterns), (tuple(map(label, output)),), macs=tuple(extents) if len(inputs) > 1 else ()
-    )
+    return Rule(tuple(patterns), (tuple(map(label, output)),), macs=tuple(extents) if len(inputs) > 1 else ())
 
 
 def _subscripts(node: NodeView) -> tuple[list[list[str]], list[str]]:

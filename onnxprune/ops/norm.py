@@ -153,5 +153,3 @@ def softmax(node: NodeView) -> Rule:
         over = list(axes[node.axis(node.attr("axis", 1)) :])
     text = " ".join(axes)
     return Rule.of(f"{text} -> {text}", pinned=pins(over, "softmax axis"))
-
-

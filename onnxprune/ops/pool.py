@@ -33,9 +33,7 @@ def pool(node: NodeView) -> Rule | Pinned:
     if len(node.out_shapes) > 1 and node.out_shapes[1] is not None:
         return Pinned("it returns positions that count over all channels")
     h, y = names("h", node.rank() - 2), names("y", node.rank() - 2)
-    return Rule.of(
-        f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins((*h, *y), "pooling window")
-    )
+    return Rule.of(f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins((*h, *y), "pooling window"))
 
 
 @op(
@@ -47,9 +45,7 @@ def pool(node: NodeView) -> Rule | Pinned:
 )
 def global_pool(node: NodeView) -> Rule:
     h, y = names("h", node.rank() - 2), names("one", node.rank() - 2)
-    return Rule.of(
-        f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins(h, "pooled as a whole")
-    )
+    return Rule.of(f"n c {' '.join(h)} -> n c {' '.join(y)}", pinned=pins(h, "pooled as a whole"))
 
 
 @op(

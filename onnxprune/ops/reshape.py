@@ -70,9 +70,7 @@ def flatten(node: NodeView) -> Rule:
     axis = int(node.attr("axis", 1))
     axis = axis + rank if axis < 0 else axis
     axes = names("a", rank)
-    return Rule(
-        (tuple(map(label, axes)),), (((tuple(axes[:axis]),), (tuple(axes[axis:]),)),)
-    )
+    return Rule((tuple(map(label, axes)),), (((tuple(axes[:axis]),), (tuple(axes[axis:]),)),))
 
 
 @op(
@@ -101,9 +99,7 @@ def transpose(node: NodeView) -> Rule:
 def squeeze(node: NodeView) -> Rule:
     given = node.operand("axes", 1, 13)
     shape = node.shape()
-    gone = (
-        {node.axis(a) for a in given} if given else {i for i, size in enumerate(shape) if size == 1}
-    )
+    gone = {node.axis(a) for a in given} if given else {i for i, size in enumerate(shape) if size == 1}
     axes = names("a", len(shape))
 
     def stated(_: Resize) -> dict[int | str, Array | None]:
@@ -184,9 +180,7 @@ def expand(node: NodeView) -> Rule:
         assert old is not None
         return {1: _grown(old, change.output())}
 
-    return Rule(
-        (source, None), (tuple(label(f"a{j}") for j in range(len(out))),), resize=target
-    )
+    return Rule((source, None), (tuple(label(f"a{j}") for j in range(len(out))),), resize=target)
 
 
 def _grown(old: Array, out: Shape) -> Array:

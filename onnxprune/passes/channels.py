@@ -50,7 +50,9 @@ class Channels:
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: a seed is 0 or more")
         if self.criterion not in criteria.NAMES:
-            raise UserError(f"criterion '{self.criterion}' is unknown; choose one of {', '.join(criteria.NAMES)}")
+            raise UserError(
+                f"criterion '{self.criterion}' is unknown; choose one of {', '.join(criteria.NAMES)}"
+            )
         if self.strategy not in allocation.STRATEGIES:
             raise UserError(f"allocation '{self.strategy}' is unknown; choose uniform or global")
 
@@ -121,9 +123,7 @@ def plan(graph: DependencyGraph, options: Channels, digest: str) -> Plan:
     return Plan(digest, tuple(edits), {"pass": "channels", **stated, "solved_ratio": ratio})
 
 
-def _solve(
-    graph: DependencyGraph, counts: Callable[[float], dict[Group, int]], options: Channels
-) -> float:
+def _solve(graph: DependencyGraph, counts: Callable[[float], dict[Group, int]], options: Channels) -> float:
     """The smallest ratio whose plan meets the target, by bisection on the cost polynomials."""
     name = "macs" if options.macs is not None else "params"
     share = options.macs if options.macs is not None else options.params

@@ -61,7 +61,7 @@ def around(graph: DependencyGraph, proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def extra_feeds(graph: DependencyGraph, extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
+def extra_feeds(extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
     """Seeded values for inputs that stand for what such operators made."""
     generator = np.random.default_rng([seed, 1])
     feeds: Feeds = {}
@@ -82,5 +82,7 @@ def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in result.graph.node:
         source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if source is not None and source.op_type == "QuantizeLinear":
-            node.CopyFrom(onnx.helper.make_node("Identity", [source.input[0]], list(node.output), name=node.name))
+            node.CopyFrom(
+                onnx.helper.make_node("Identity", [source.input[0]], list(node.output), name=node.name)
+            )
     return result

@@ -77,7 +77,9 @@ def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equiva
         why = _optimised(graph, pruned, session, [feeds for _, feeds, _ in runs], names)
         if why is not None:
             raise RunError(why)
-    if not any((value != value.flat[0]).any() for _, _, want in runs for value in want.values() if value.size):
+    if not any(
+        (value != value.flat[0]).any() for _, _, want in runs for value in want.values() if value.size
+    ):
         notes.append("the outputs are constant on these inputs, so the check says little")
     return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
 
@@ -120,14 +122,16 @@ def _reference_runs(
     try:
         session = Session(reference, expose=_inner(reference, names, graph))
     except RunError as error:
-        raise UserError(f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written") from None
+        raise UserError(
+            f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written"
+        ) from None
     bounds = index_bounds(model, graph.shapes.shapes)
     extra = [v for v in reference.graph.input if v.name not in {i.name for i in model.proto.graph.input}]
     runs: list[Run] = []
     failure = ""
     for seed, sizes in enumerate(candidate_sizes(graph)):
         try:
-            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(graph, extra, seed)
+            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(extra, seed)
             want = session.run(feeds, names)
         except RunError as error:
             failure = failure or str(error)
@@ -141,7 +145,7 @@ def _reference_runs(
     def more() -> Iterator[tuple[Feeds, dict[str, Any]]]:
         sizes = runs[0][0]
         for seed in range(100, 100 + RETRIES):
-            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(graph, extra, seed)
+            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(extra, seed)
             yield feeds, session.run(feeds, names)
 
     ranked = any(node.op in _RANKING or node.captured for node in model.nodes)
@@ -160,7 +164,7 @@ def candidate_sizes(graph: DependencyGraph) -> Iterator[Sizes]:
     keys = dynamic_dims(graph.model)
     if keys:
         yield from assignments(keys)
-        yield from ({key: size for key in keys} for size in (1, 2, 8, 32, 64, 256))
+        yield from (dict.fromkeys(keys, size) for size in (1, 2, 8, 32, 64, 256))
     yield shapes.sizes
 
 

@@ -91,7 +91,11 @@ class _Masker:
 
     def _statistics(self, link: Link) -> None:
         """Let a lossy node see the kept positions only, and spread its result out again."""
-        cut = {name for name in link.rule.lossy if name in link.labels and self._kept(link.labels[name]) is not None}
+        cut = {
+            name
+            for name in link.rule.lossy
+            if name in link.labels and self._kept(link.labels[name]) is not None
+        }
         if not cut:
             return
         for i, (operand, pattern) in enumerate(zip(link.inputs, link.rule.inputs, strict=False)):
@@ -101,7 +105,9 @@ class _Masker:
                     assert kept is not None
                     index = self._constant(kept)
                     self._insert(
-                        link, i, onnx.helper.make_node("Gather", [self._node(link).input[i], index], [""], axis=axis)
+                        link,
+                        i,
+                        onnx.helper.make_node("Gather", [self._node(link).input[i], index], [""], axis=axis),
                     )
         node = self._node(link)
         for o, (result, pattern) in enumerate(zip(link.outputs, link.rule.outputs, strict=False)):

@@ -46,7 +46,9 @@ def test_shrink_writes_the_model_and_prints_the_table(original: Path, tmp_path: 
     assert document["equivalence"]["passed"]
     assert document["file_bytes"] == target.stat().st_size < original.stat().st_size
     stored = sum(
-        int(np.prod(t.dims)) for t in onnx.load(target).graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+        int(np.prod(t.dims))
+        for t in onnx.load(target).graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT
     )
     assert document["after"]["params"] == stored
 
@@ -90,7 +92,12 @@ def test_same_bytes_whatever_the_hash_seed(original: Path, tmp_path: Path, seed:
     target = tmp_path / "x.onnx"
     command = [sys.executable, "-m", "onnxprune", "shrink", original, "-o", target, "--channels", "0.3"]
     run = subprocess.run(
-        command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""  # no progress in a pipe
@@ -101,7 +108,17 @@ def test_same_bytes_whatever_the_hash_seed(original: Path, tmp_path: Path, seed:
 
 def test_progress_shows_on_a_terminal(original: Path, tmp_path: Path) -> None:
     primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "onnxprune", "shrink", original, "-o", tmp_path / "x.onnx", "--channels", "0.3"]
+    command = [
+        sys.executable,
+        "-m",
+        "onnxprune",
+        "shrink",
+        original,
+        "-o",
+        tmp_path / "x.onnx",
+        "--channels",
+        "0.3",
+    ]
     run = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=secondary, env={**os.environ, "TERM": "xterm"}
     )
@@ -141,7 +158,9 @@ def test_criteria_choose_differently_and_seeds_matter(original: Path) -> None:
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.2])
 @pytest.mark.parametrize("what", ["macs", "params"])
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_targets_are_met_and_not_missed_by_far(original: Path, what: str, target: float, allocation: str) -> None:
+def test_targets_are_met_and_not_missed_by_far(
+    original: Path, what: str, target: float, allocation: str
+) -> None:
     options = {what: target}
     result = onnxprune.shrink(original, align=1, allocation=allocation, **options)  # type: ignore[arg-type]
     assert target - 0.04 < result.report.kept[what] <= target
@@ -237,7 +256,9 @@ def test_a_wrong_result_is_never_written(
     def spoiled(*args: object) -> onnx.ModelProto:
         model = apply(*args)  # type: ignore[arg-type]
         weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+        weight.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight)[::-1].copy(), weight.name)
+        )
         return model
 
     monkeypatch.setattr(surgery, "apply", spoiled)

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 # conv -> CropAndResize -> conv, judged before and after the declaration
-CHECK = '''
+CHECK = """
 import numpy as np
 from onnx import TensorProto
 from models.builder import Graph
@@ -41,7 +41,7 @@ assert "CropAndResize has no declaration" in before, before
 {recipe}
 after = channels_left()
 assert after == 4, after
-'''
+"""
 
 
 def test_the_recipe_works() -> None:
