@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
-from benchmarks.subjects import KINDS, subject
+from benchmarks.subjects import KINDS, filled, subject
+from models.fetch import LIGHT
 from onnxprune import axes, pipeline
 from onnxprune.cost import Cost, CostModel, Counts
 from onnxprune.dependency import DependencyGraph, Link
@@ -59,6 +60,8 @@ def _row(name: str) -> dict[str, Any]:
             except Exception as error:  # a crash is a row of the table too
                 why = re.sub(r"\S*/", "", str(error).partition("\n")[0])  # without folders
                 row[str(align)] = {"failed": type(error).__name__, "why": why}
+        if name in LIGHT:
+            row["filled"] = _pruned(filled(path, Path(folder)), 1, Path(folder) / "pruned.onnx")
         graph = DependencyGraph(pipeline.open_model(path))
         row["groups"] = len(graph.groups)
         row["nodes"] = len(graph.model.nodes)
@@ -84,6 +87,7 @@ def _pruned(path: Path, align: int, target: Path) -> dict[str, Any]:
         "cut": report.cut,
         "skipped": dict(report.skipped),
         "error": report.equivalence.error,
+        "notes": list(report.equivalence.notes),
         "seconds": seconds,
         "stages": dict(report.seconds),
     }
@@ -172,6 +176,12 @@ def render(results: Results) -> str:
     return "\n".join(parts)
 
 
+def _judged(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs whose comparison counts: on random weights where the model comes without any."""
+    runs = [row["filled"]] if "filled" in row else [row[str(align)] for align in ALIGNS]
+    return [run for run in runs if "error" in run]
+
+
 def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     one, sixteen = row["1"], row["16"]
     head = (name, str(row["nodes"]), str(row["groups"]), f"{row['prunable']['params']:.3f}")
@@ -182,20 +192,23 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     ]
     if "kept" not in one:
         return (*head, *kept, "", "", "")
-    error = max(run["error"] for run in (one, sixteen) if "kept" in run)
+    error = max(run["error"] for run in _judged(row))
     return (*head, *kept, f"{error:.0e}", f"{one['seconds']:.1f}", f"{one['stages']['prove']:.1f}")
 
 
 def figures(results: Results) -> list[Figure]:
-    """The issue's shares kept, the equivalence, and that the predicted cost is the cost of the file."""
+    """The shares to be kept, the equivalence, and that the predicted cost is the cost of the file."""
     rows = results["rows"]
     runs = [row[str(align)] for row in rows.values() for align in ALIGNS]
     failed = sum("failed" in run for run in runs)
-    worst = max(run["error"] for run in runs if "error" in run)
+    judged = [run for row in rows.values() for run in _judged(row)]
+    worst = max(run["error"] for run in judged)
+    constant = sum("constant" in note for run in judged for note in run["notes"])
     different = sum(not run.get("recounted", True) for run in runs)
     found = [
         Figure("runs that end in an error instead of a model", failed, 0),
         Figure("largest equivalence error, share of the output's scale", worst, TOLERANCE),
+        Figure("comparisons that say little, since the outputs are constant", constant, 0),
         Figure("files whose count differs from the predicted cost", different, 0),
     ]
     for name, limits in LIMITS.items():

@@ -111,7 +111,7 @@ def _choices(command: F) -> F:
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Never groups that touch a node or weight of this name (repeatable)."),
         click.option("--allow-lossy", is_flag=True, help="Also cut axes that a statistic (LayerNorm, mean) is taken over."),
         click.option("--repair", type=click.Choice(["none"]), default="none", show_default=True, help="Weight repair after the cut."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of --criterion random."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of --criterion random."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,8 +118,10 @@ def why(graph: DependencyGraph, name: str) -> list[str]:
             if tensor in wanted:
                 lines += _explain(node, tensor, typed, groups)
     if not lines:
-        near = [n.label for n in graph.model.nodes if name.lower() in n.label.lower()][:3]
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        labels = [node.label for node in graph.model.nodes]
+        near = [label for label in labels if name.lower() in label.lower()]
+        near = near[:3] or difflib.get_close_matches(name, labels, 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; patterns such as '*conv*' find more"
         raise UserError(f"{graph.model.name}: no node or tensor is called '{name}'{hint}")
     return list(dict.fromkeys(lines))
 

@@ -230,7 +230,9 @@ def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int])
     """One sentence that says why nothing is removed."""
     name = graph.model.name
     if not graph.groups:
-        reasons = [f"{count} axes: {reason}" for reason, count in pinned_reasons(graph).items()]
+        reasons = [
+            f"{_count(count, 'axis', 'axes')}: {reason}" for reason, count in pinned_reasons(graph).items()
+        ]
         opaque = ", ".join(sorted(graph.opaque))
         shapeless = next(
             (i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None
@@ -242,7 +244,12 @@ def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int])
     rest = len(graph.groups) - sum(skipped.values())
     parts = [part for part in (left, f"{rest} too small to lose a whole block" if rest else "") if part]
     advice = "; try a larger ratio or --align 1" if rest and options.align > 1 else ""
-    return f"{name}: nothing to remove at this setting ({len(graph.groups)} groups: {', '.join(parts)}){advice}; no file was written"
+    found = _count(len(graph.groups), "group", "groups")
+    return f"{name}: nothing to remove at this setting ({found}: {', '.join(parts)}){advice}; no file was written"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 class _Clock:

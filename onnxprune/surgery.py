@@ -529,5 +529,7 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: Array | int | None) -
 
 
 def _set_dims(value: onnx.ValueInfoProto, dims: Shape) -> None:
-    for dim, size in zip(value.type.tensor_type.shape.dim, dims, strict=True):
+    if len(value.type.tensor_type.shape.dim) != len(dims):  # not stated, or false before the cut already
+        value.type.tensor_type.ClearField("shape")
+    for dim, size in zip(value.type.tensor_type.shape.dim, dims, strict=False):
         dim.dim_value = size

@@ -115,12 +115,15 @@ def test_missing_models_folders_and_devices(tmp_path: Path) -> None:
 @pytest.fixture
 def powerless(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """A context in which file permissions hold, even where the tests run as root."""
-    folders = [tmp_path, Path(tempfile.gettempdir())]
-    on_the_way = {p: p.stat().st_mode for folder in folders for p in (folder, *folder.parents)}
-    if os.geteuid() == 0:
+    temporary = Path(tempfile.gettempdir())
+    on_the_way = {tmp_path: tmp_path.stat().st_mode}
+    if os.geteuid() == 0:  # let others in for a while
+        for path in (temporary, *tmp_path.parents, *temporary.parents):
+            if path.stat().st_mode & 0o005 != 0o005:
+                on_the_way[path] = path.stat().st_mode
         for path, mode in on_the_way.items():
             path.chmod(mode | 0o055)
-        folders[1].chmod(0o777)
+        temporary.chmod(0o777)
 
     @contextmanager
     def drop() -> Iterator[None]:
@@ -1281,3 +1284,21 @@ def test_a_plan_edited_by_hand_is_used(model: Path) -> None:
     document["edits"][0]["units"] = " 7, 0-1 ,3"
     assert apply(model, document).exit_code == 0
     assert load(model.with_name("small.onnx")).array("w1").shape == (4, 3, 3, 3)
+
+
+def test_weights_listed_as_inputs_of_no_shape(tmp_path: Path) -> None:
+    """Before IR 4 every weight is an input too; nothing forces the file to state its shape there."""
+    proto = net(opset=8, ir=3)
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, None))
+    path = write(proto, tmp_path / "model.onnx")
+    assert shrink(path).exit_code == 0
+    assert load(tmp_path / "model.pruned.onnx").array("w1").shape == (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 107])
+def test_flags_beyond_one_mean_what_onnxruntime_takes_them_for(keep: int, tmp_path: Path) -> None:
+    back = [node("Unsqueeze", ["m"], ["mm"], axes=[2, 3])] if keep != 1 else [node("Identity", ["m"], ["mm"])]
+    reduced = node("ReduceMax", ["a"], ["m"], axes=[2, 3], keepdims=keep)
+    path = write(net([reduced, *back], last="mm", opset=12), tmp_path / "model.onnx")
+    assert shrink(path).exit_code == 0

@@ -52,7 +52,7 @@ def _axes(node: NodeView) -> list[int]:
 def _rule(node: NodeView) -> Rule:
     over = set(_axes(node))
     axes = names("a", node.rank())
-    keep = bool(node.attr("keepdims", 1))
+    keep = node.attr("keepdims", 1) == 1
     output = [label(f"one{i}" if i in over else a) for i, a in enumerate(axes) if keep or i not in over]
     reduced = [axes[i] for i in sorted(over)]
     why = f"{node.op} over this axis depends on how many there are"
@@ -69,7 +69,7 @@ def _evaluator(name: str) -> Evaluate | None:
         return None
 
     def evaluate(node: NodeView, inputs: Sequence[Array | None]) -> list[Array]:
-        axes, keep = tuple(_axes(node)), bool(node.attr("keepdims", 1))
+        axes, keep = tuple(_axes(node)), node.attr("keepdims", 1) == 1
         return [np.asarray(function(np.asarray(inputs[0]), axis=axes, keepdims=keep))]
 
     return evaluate
@@ -98,7 +98,7 @@ for _name in (*_SUMS, *_OTHERS):
 def arg_reduce(node: NodeView) -> Rule:
     over = node.axis(node.attr("axis", 0))
     axes = names("a", node.rank())
-    keep = bool(node.attr("keepdims", 1))
+    keep = node.attr("keepdims", 1) == 1
     output = [label("one" if i == over else a) for i, a in enumerate(axes) if keep or i != over]
     return Rule((tuple(map(label, axes)),), (tuple(output),), pinned={axes[over]: "positions are counted"})
 

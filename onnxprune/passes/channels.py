@@ -119,7 +119,11 @@ def plan(graph: DependencyGraph, options: Channels, digest: str) -> Plan:
             units = allocation.kept_units(scores[group], count)
             why = f"{options.criterion}, {options.strategy} {ratio:.4g}"
             edits.append(Keep(group.name, group.size, units, group.kind, why))
-    stated = {name: value for name, value in asdict(options).items() if value is not None}
+    given = asdict(options) | {
+        "include": list(options.include),
+        "exclude": list(options.exclude),
+    }  # as JSON has them
+    stated = {name: value for name, value in given.items() if value is not None}
     return Plan(digest, tuple(edits), {"pass": "channels", **stated, "solved_ratio": ratio})
 
 
