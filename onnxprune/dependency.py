@@ -117,7 +117,6 @@ class Group:
     name: str
     var: Var
     occurrences: list[Occurrence]
-    links: list[tuple[Link, str]]
     lossy: tuple[Reason, ...] = ()
     siblings: list[Group] = field(default_factory=list)
     inner: bool = False  # a minor factor of some product (positions inside heads, inside conv groups)
@@ -445,11 +444,10 @@ class DependencyGraph:
         """The groups, sorted by name. Removing any units of any group gives a valid graph."""
         found: dict[Var, Group] = {}
         for link in self.links:
-            for name, axis in link.labels.items():
+            for axis in link.labels.values():
                 for var in axes.free_vars(axis):
                     if var not in found:
-                        found[var] = Group("", var, [], [])
-                    found[var].links.append((link, name))
+                        found[var] = Group("", var, [])
                     found[var].grouped |= link.grouped
         for axis, reason in self._lossy:
             for var in axes.free_vars(axis):
@@ -548,10 +546,11 @@ class DependencyGraph:
         graph: nx.MultiGraph[str] = nx.MultiGraph()
         for group in self.groups:
             graph.add_node(f"group:{group.name}", kind=group.kind, size=group.size)
-            for link, name in group.links:
-                operator = f"node:{link.node.label}"
-                graph.add_node(operator, op=link.node.op)
-                graph.add_edge(f"group:{group.name}", operator, label=name)
+            for o in group.occurrences:
+                graph.add_node(f"node:{o.node.label}", kind="operator", op=o.node.op)
+                graph.add_edge(
+                    f"group:{group.name}", f"node:{o.node.label}", tensor=o.tensor, axis=o.axis, role=o.role
+                )
         return graph
 
 
