@@ -351,6 +351,16 @@ def _copy_field(field: Any, value: Any, target: Any) -> None:
         setattr(target, field.name, value)
 
 
+def fresh_name(wish: str, taken: set[str]) -> str:
+    """The wish, numbered if it is taken; from now on it is."""
+    name, count = wish, 1
+    while name in taken:
+        count += 1
+        name = f"{wish}_{count}"
+    taken.add(name)
+    return name
+
+
 def to_array(tensor: onnx.TensorProto) -> Array:
     """The tensor as numpy; bfloat16 and smaller floats as ml_dtypes arrays."""
     return numpy_helper.to_array(tensor)

@@ -18,7 +18,7 @@ from onnxprune import axes
 from onnxprune.axes import Axis, IntArray, Keep
 from onnxprune.dependency import DependencyGraph, Link, uncollected
 from onnxprune.errors import InternalError, UserError
-from onnxprune.model import Array, Model, Node, copy_without_weights
+from onnxprune.model import Array, Model, Node, copy_without_weights, fresh_name
 from onnxprune.ops import Resize, Unknown, lookup
 from onnxprune.ops.spec import NodeView, Shape
 from onnxprune.plan import Plan
@@ -375,12 +375,7 @@ class _Surgery:
     # ------------------------------------------------------------------------------- new tensors
 
     def _name(self, wish: str) -> str:
-        name, count = wish, 1
-        while name in self._names:
-            count += 1
-            name = f"{wish}_{count}"
-        self._names.add(name)
-        return name
+        return fresh_name(wish, self._names)
 
     def _constant(self, wish: str, value: Array) -> str:
         name = self._name(wish)

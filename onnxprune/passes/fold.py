@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from onnxprune import rewrite
-from onnxprune.model import FLOATS, Array, Model, Node, subgraphs
+from onnxprune.model import FLOATS, Array, Model, Node, fresh_name, subgraphs
 from onnxprune.ops import Rule, Unknown, lookup
 from onnxprune.ops.spec import Pattern
 from onnxprune.plan import Edit, Rewire, SetWeight
@@ -90,12 +90,7 @@ class _Facts:
         return self.model.array(name).astype(np.float64)
 
     def fresh(self, wish: str) -> str:
-        name, count = wish, 1
-        while name in self._names:
-            count += 1
-            name = f"{wish}_{count}"
-        self._names.add(name)
-        return name
+        return fresh_name(wish, self._names)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
