@@ -88,10 +88,11 @@ def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) 
     clock = _Clock(progress)
     with clock("load"):
         model = open_model(source)
-        if model.digest() != plan.model:
+        digest = model.digest()
+        if digest != plan.model:
             raise UserError(
                 f"{model.name}: the plan was made for another model (SHA-256 {plan.model[:12]}..., this one is "
-                f"{model.digest()[:12]}...); make the plan again for this model"
+                f"{digest[:12]}...); make the plan again for this model"
             )
     with clock("analyse"):
         graph = DependencyGraph(model)
