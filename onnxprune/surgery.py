@@ -519,8 +519,7 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: Array | int | None) -
     del node.attribute[:]
     node.attribute.extend(kept)
     if value is not None:
-        plain = value if isinstance(value, int) else [int(v) for v in value]
-        node.attribute.append(onnx.helper.make_attribute(name, plain))
+        node.attribute.append(onnx.helper.make_attribute(name, np.asarray(value).tolist()))
 
 
 def _set_dims(value: onnx.ValueInfoProto, dims: Shape) -> None:

@@ -116,8 +116,8 @@ class Take:
 class Resize:
     """What a rule's `resize` sees: the node as it was, and the extents after the cut.
 
-    It returns the new value of each integer operand (by input position) or attribute (by name);
-    None takes an attribute away.
+    It returns the new value of each integer operand (by input position) or attribute (by name; an array
+    of no dimensions is one number); None takes an attribute away.
     """
 
     node: NodeView

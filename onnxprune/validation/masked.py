@@ -67,12 +67,12 @@ class _Masker:
             choices = list(link.operands(name))
             names = link.node.inputs
             data = [c for c in choices if names[c[0]] not in self.graph.model.constants]
-            i, axis = (data or choices)[0]
-            operand = link.inputs[i]
-            assert operand is not None
-            kept = self._kept(operand[axis])
-            assert kept is not None
-            self._zero(link, i, axis, len(operand), operand[axis].extent, kept)
+            for i, axis in data[:1] or choices:  # weights that hold a unit together are all zeroed
+                operand = link.inputs[i]
+                assert operand is not None
+                kept = self._kept(operand[axis])
+                assert kept is not None
+                self._zero(link, i, axis, len(operand), operand[axis].extent, kept)
 
     def _zero(self, link: Link, i: int, axis: int, rank: int, extent: int, kept: IntArray) -> None:
         tensor = self._node(link).input[i]
