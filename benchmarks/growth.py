@@ -23,11 +23,11 @@ import onnx
 
 from benchmarks.common import Benchmark, Figure, Results, isolated, median, run, stamp, table
 from models.builder import Graph, Tensor
-from onnxprune import surgery
+from onnxprune import passes, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Model
-from onnxprune.passes import channels
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 
 SIZES = (200, 2_000, 20_000)
 REPEATS = (20, 5, 1)  # of each size in a round
@@ -116,7 +116,7 @@ def _timed(proto: onnx.ModelProto) -> list[float]:
     laps = [time.process_time()]
     graph = DependencyGraph(model)
     laps.append(time.process_time())
-    plan = channels.plan(graph, Channels(0.3, align=1), model.digest())
+    plan = passes.plan(Blocks(graph), Options(0.3, align=1), model.digest())
     laps.append(time.process_time())
     surgery.apply(graph, plan)
     laps.append(time.process_time())

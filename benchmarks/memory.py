@@ -16,16 +16,16 @@ from typing import Any
 
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from benchmarks.subjects import subject
-from onnxprune import pipeline, surgery
+from onnxprune import passes, pipeline, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import load, save
-from onnxprune.passes import channels
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 
 NAMES = ("resnet50", "vgg16_bn")
 MEGABYTE = 1_000_000
 BASE = 400  # MB
-OPTIONS = Channels(0.3)
+OPTIONS = Options(0.3)
 
 
 def measure() -> Results:
@@ -51,7 +51,7 @@ def _peak() -> float:
 def _cut(path: Path) -> float:
     model = load(path)
     graph = DependencyGraph(model)
-    plan = channels.plan(graph, OPTIONS, model.digest())
+    plan = passes.plan(Blocks(graph), OPTIONS, model.digest())
     save(surgery.apply(graph, plan), path.with_suffix(".pruned.onnx"))
     return _peak()
 

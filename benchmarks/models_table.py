@@ -21,7 +21,7 @@ from onnxprune import axes, pipeline
 from onnxprune.cost import Cost, CostModel, Counts
 from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.model import Node
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.surgery import keep_masks
 
 RATIO = 0.3
@@ -72,7 +72,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def _pruned(path: Path, align: int, target: Path) -> dict[str, Any]:
     start = time.perf_counter()
-    result = pipeline.prune(path, Channels(RATIO, align=align))
+    result = pipeline.prune(path, Options(RATIO, align=align))
     result.save(target)
     seconds = time.perf_counter() - start
     report = result.report

@@ -20,13 +20,13 @@ from typing import Any
 from benchmarks.common import Benchmark, NotHereError, Results, isolated, run, stamp, table
 from benchmarks.subjects import RANDOM, TRAINED, subject
 from models.fetch import default_cache
-from onnxprune import surgery
+from onnxprune import passes, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.cost import Cost, CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import load, save
-from onnxprune.passes import channels
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.runtime import RunError, Session, index_bounds, make_feeds
 
 PEER = "onnxsim==0.8.1"
@@ -81,7 +81,7 @@ def _onnxprune(path: Path, target: Path) -> Path | str:
 def _cut(path: Path, target: Path) -> None:
     model = load(path)
     graph = DependencyGraph(model)
-    save(surgery.apply(graph, channels.plan(graph, Channels(RATIO, align=1), model.digest())), target)
+    save(surgery.apply(graph, passes.plan(Blocks(graph), Options(RATIO, align=1), model.digest())), target)
 
 
 def _onnxsim(interpreter: Path, path: Path, target: Path) -> Path | str:

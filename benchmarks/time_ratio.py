@@ -18,11 +18,11 @@ import onnxruntime
 
 from benchmarks.common import Benchmark, Figure, Results, isolated, median, run, stamp, table
 from benchmarks.subjects import subject
-from onnxprune import surgery
+from onnxprune import passes, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import load
-from onnxprune.passes import channels
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 
 ROUNDS = 11
 OURS = ("analysis", "plan", "surgery")
@@ -47,7 +47,7 @@ def _round(path: Path, copy: Path) -> dict[str, float]:
     clock.start()
     graph = DependencyGraph(model)
     clock.lap("analysis")
-    plan = channels.plan(graph, Channels(0.3), model.digest())
+    plan = passes.plan(Blocks(graph), Options(0.3), model.digest())
     clock.lap("plan")
     surgery.apply(graph, plan)
     clock.lap("surgery")

@@ -11,17 +11,17 @@ __version__ = "0.1.0"
 
 from onnxprune.api import apply, fold, inspect, shrink, validate
 from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.pipeline import Result, make_plan
 from onnxprune.plan import Keep, Plan
 from onnxprune.report import Report
 
 __all__ = [
-    "Channels",
     "InternalError",
     "Keep",
     "NothingToPrune",
     "OnnxPruneError",
+    "Options",
     "Plan",
     "Report",
     "Result",

@@ -42,10 +42,11 @@ class Rounding:
         return max(block // math.gcd(block, group.stride), 1)
 
     def count(self, group: Group, wish: float) -> int:
-        """The allowed count nearest to `wish`, at most the group's size and at least the minimum."""
+        """The allowed count nearest to `wish`, at most the group's size and at least the minimum. Half a
+        unit goes (a quarter of two heads is one), half a block stays."""
         step = 1 if self.align == 1 else self.step(group)
         if step == 1:
-            count = math.floor(wish + 0.5)
+            count = math.ceil(wish - 0.5)
         elif group.size < 2 * step:
             count = group.size
         else:

@@ -12,15 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune import pipeline, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
 from onnxprune.model import Model
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.pipeline import Folded, Result, Source
 from onnxprune.plan import Plan
 from onnxprune.report import verdict
-from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
+from onnxprune.runtime import Feeds, RunError, Session
+from onnxprune.shapes import accepted_runs
 from onnxprune.validation import equivalence, structure
 from onnxprune.validation.drift import Drift, Latency, compare_outputs, time_both
 from onnxprune.validation.equivalence import Equivalence
@@ -30,6 +32,12 @@ def shrink(
     model: Source,
     channels: float | None = None,
     *,
+    heads: float | None = None,
+    head_width: float | None = None,
+    ffn: float | None = None,
+    hidden: float | None = None,
+    layers: int | float | str | None = None,
+    layer_criterion: str = "influence",
     macs: float | None = None,
     params: float | None = None,
     criterion: str = "l2",
@@ -43,13 +51,16 @@ def shrink(
 ) -> Result:
     """Prune a model and prove the result equal to the masked original.
 
-    channels is the share of units to remove from every prunable group; macs and params are the shares
-    of the model's MACs or parameters to keep, instead. Raises `NothingToPrune`, `UserError` or
-    `InternalError`.
+    channels is the share of units to remove from every prunable group; heads, head_width, ffn and hidden
+    are shares for groups of that role; layers is how many residual blocks to remove, a share of them, or
+    patterns on their names. macs and params are the shares of the model's MACs or parameters to keep,
+    instead of shares to remove. Raises `NothingToPrune`, `UserError` or `InternalError`.
     """
-    options = Channels(
-        channels, macs, params, criterion, allocation, align, min_channels, tuple(include), tuple(exclude),
-        allow_lossy, seed,
+    options = Options(
+        channels=channels, heads=heads, head_width=head_width, ffn=ffn, hidden=hidden,
+        layers=None if layers is None else str(layers), layer_criterion=layer_criterion, macs=macs,
+        params=params, criterion=criterion, strategy=allocation, align=align, minimum=min_channels,
+        include=tuple(include), exclude=tuple(exclude), allow_lossy=allow_lossy, seed=seed,
     )  # fmt: skip
     return pipeline.prune(model, options)
 
@@ -61,7 +72,7 @@ def apply(model: Source, plan: Plan | str | os.PathLike[str]) -> Result:
 
 def inspect(model: Source) -> Inspection:
     """Groups, pinned axes and their reasons."""
-    return Inspection(DependencyGraph(pipeline.open_model(model)))
+    return Inspection(Blocks(DependencyGraph(pipeline.open_model(model))))
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,8 @@ def validate(original: Source, candidate: Source, plan: Plan | None = None) -> V
                 f"{before.name}: the plan was made for another model; give the original it was made on"
             )
         try:
-            proof = equivalence.check(graph, surgery.keep_masks(graph, plan), after.proto)
+            removed = surgery.removed_blocks(Blocks(graph), plan) if plan.removals else []
+            proof = equivalence.check(graph, surgery.keep_masks(graph, plan), after.proto, removed)
         except RunError as error:
             problems.append(f"equivalence: {error}")
     if problems:
@@ -136,26 +148,15 @@ def validate(original: Source, candidate: Source, plan: Plan | None = None) -> V
 
 def _feeds(model: Model, graph: DependencyGraph) -> list[Feeds]:
     """Two seeded inputs that the original accepts."""
-    bounds = index_bounds(model, graph.shapes.shapes)
     try:
         session = Session(model.proto)
     except RunError as error:
         raise UserError(f"{model.name}: onnxruntime cannot load the original: {error}") from None
-    feeds = []
-    failure = ""
-    for seed, sizes in enumerate(equivalence.candidate_sizes(graph)):
-        try:
-            feed = make_feeds(model, sizes, seed, bounds)
-            session.run(feed)
-        except RunError as error:
-            failure = failure or str(error)
-            continue
-        feeds.append(feed)
-        if len(feeds) == equivalence.RUNS:
-            break
-    if not feeds:
-        raise UserError(f"{model.name}: onnxruntime cannot run the original: {failure}")
-    return feeds
+    try:
+        runs = accepted_runs(model, graph.shapes, session.run, equivalence.RUNS)
+    except RunError as error:
+        raise UserError(f"{model.name}: onnxruntime cannot run the original: {error}") from None
+    return [feeds for _, feeds, _ in runs]
 
 
 def fold(model: Source) -> Folded:

@@ -19,11 +19,13 @@ from rich.console import Console
 
 from onnxprune import __version__, api, criteria, pipeline, runtime
 from onnxprune.allocation import STRATEGIES
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
 from onnxprune.inspection import Inspection, why
 from onnxprune.model import atomic, same_file
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
+from onnxprune.passes.layers import CRITERIA as LAYER_CRITERIA
 from onnxprune.pipeline import Result
 from onnxprune.plan import Plan
 from onnxprune.report import PlainConsole
@@ -100,7 +102,13 @@ def main() -> None:
 def _choices(command: F) -> F:
     """The options that decide what is removed."""
     options = (
-        click.option("--channels", "ratio", type=float, metavar="R", help="Share of the units of every group to remove."),
+        click.option("--channels", type=float, metavar="R", help="Share of the units of every group to remove, whatever they are."),
+        click.option("--heads", type=float, metavar="R", help="Share of the attention heads to remove."),
+        click.option("--head-width", type=float, metavar="R", help="Share of the width of every attention head to remove."),
+        click.option("--ffn", type=float, metavar="R", help="Share of the neurons between two matrix products to remove."),
+        click.option("--hidden", type=float, metavar="R", help="Share of the residual stream's width to remove."),
+        click.option("--layers", metavar="N", help="Residual blocks to remove: how many, a share below 1, or name patterns with commas."),
+        click.option("--layer-criterion", type=click.Choice(LAYER_CRITERIA), default="influence", show_default=True, help="Which residual blocks go first."),
         click.option("--macs", type=float, metavar="S", help="Keep this share of the MACs instead."),
         click.option("--params", type=float, metavar="S", help="Keep this share of the parameters instead."),
         click.option("--criterion", type=click.Choice(criteria.NAMES), default="l2", show_default=True, help="How units are ranked."),
@@ -118,9 +126,9 @@ def _choices(command: F) -> F:
     return command
 
 
-def _options(given: dict[str, Any]) -> Channels:
+def _options(given: dict[str, Any]) -> Options:
     given.pop("repair")
-    return Channels(**given)
+    return Options(**given)
 
 
 @main.command()
@@ -138,7 +146,7 @@ def shrink(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Remove channels from MODEL and prove the result."""
+    """Remove channels, attention heads, neurons or layers from MODEL and prove the result."""
     options = _options(given)
     if dry_run:
         click.echo(pipeline.make_plan(model, options).to_json(), nl=False)
@@ -180,14 +188,14 @@ def apply(model: Path, plan: Path, output: Path, json_out: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: Path, name: str | None, as_json: bool) -> None:
     """Show the groups of MODEL, and what is pinned and why."""
-    graph = DependencyGraph(pipeline.open_model(model))
+    blocks = Blocks(DependencyGraph(pipeline.open_model(model)))
     if name is not None:
-        lines = why(graph, name)
+        lines = why(blocks.graph, name)
         click.echo(_json(lines) if as_json else "\n".join(map(printable, lines)))
     elif as_json:
-        click.echo(_json(Inspection(graph).as_dict()))
+        click.echo(_json(Inspection(blocks).as_dict()))
     else:
-        Inspection(graph).print(_console())
+        Inspection(blocks).print(_console())
 
 
 @main.command()

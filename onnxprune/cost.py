@@ -43,25 +43,27 @@ class Cost:
 
 
 class CostModel:
-    """The cost polynomials of a model."""
+    """The cost polynomials of a model, or of what is left of it when the nodes in `gone` are taken out."""
 
-    def __init__(self, graph: DependencyGraph) -> None:
+    def __init__(self, graph: DependencyGraph, gone: frozenset[int] = frozenset()) -> None:
         self.graph = graph
+        links = [link for link in graph.links if link.node.index not in gone]
         self._batch = _batch(graph)
         self._macs: list[Term] = []
-        for link in graph.links:
-            if link.rule.macs and any(name in link.labels for name in link.rule.macs):
-                self._macs.append(_term(1, [link.labels[n] for n in link.rule.macs if n in link.labels]))
+        for link in links:
+            for product in link.rule.products:
+                if any(name in link.labels for name in product):
+                    self._macs.append(_term(1, [link.labels[n] for n in product if n in link.labels]))
         self._params: list[Term] = []
         self._bytes: list[Term] = []
         typed: dict[str, tuple[Axis, ...]] = {}
-        for link in graph.links:
+        for link in links:
             for i, operand in enumerate(link.inputs):
                 name = link.node.inputs[i] if operand is not None else ""
                 if operand is not None and graph.is_parameter(name):
                     typed.setdefault(name, tuple(operand))
         for name, tensor in graph.model.constants.items():
-            if name not in typed and tensor.dims:
+            if name not in typed and tensor.dims and not _all_gone(graph, name, gone):
                 typed[name] = tuple(axes.Const(d, axes.UNIT) for d in tensor.dims)
         for name, shape in typed.items():
             element = graph.model.constants[name].data_type if name in graph.model.constants else 1
@@ -127,6 +129,12 @@ def _total(terms: list[Term], counts: Counts) -> int:
             factor *= axes.extent(axis, counts)
         total += factor
     return total
+
+
+def _all_gone(graph: DependencyGraph, name: str, gone: frozenset[int]) -> bool:
+    """Whether everything that read a constant is taken out."""
+    readers = graph.model.consumers.get(name, ())
+    return bool(gone and readers) and all(node.index in gone for node in readers)
 
 
 def _itemsize(element: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
@@ -16,11 +17,11 @@ from typing import ParamSpec, TypeVar
 import networkx as nx
 import numpy as np
 
-from onnxprune import axes
+from onnxprune import axes, flow
 from onnxprune.axes import Axis, Const, Reason, Var
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, WEIGHTS, Model, Node
-from onnxprune.ops import Pinned, Rule, Take, Unknown, lookup
+from onnxprune.ops import Pinned, Rule, Take, Unknown, control, lookup
 from onnxprune.ops.spec import AxisPattern, Pattern, label, names
 from onnxprune.shapes import Shapes, analyse
 
@@ -68,14 +69,18 @@ class Link:
         return name is not None and self.labels[name].extent > 1
 
     def contracted(self) -> Iterator[str]:
-        """Labels that the node sums over: in an input, in no output (parts sliced off aside)."""
+        """Labels that the node sums over: in an input, in no output.
+
+        Parts that are sliced off occur once; what several parts of an axis share is summed over as well (queries
+        and keys, projected by one matrix).
+        """
         kept = {name for pattern in self.rule.outputs if pattern for name in pattern_labels(pattern)}
         if self.take is not None:
             kept.add(f"a{self.take.axis}")
         seen: set[str] = set()
         for pattern in self.rule.inputs:
             for terms in pattern or ():
-                for name in terms[0] if len(terms) == 1 else ():
+                for name in terms[0] if len(terms) == 1 else _shared(terms):
                     if name not in kept and name not in seen and name not in self.rule.lossy:
                         seen.add(name)
                         yield name
@@ -86,6 +91,12 @@ class Link:
             for axis, terms in enumerate(pattern or ()):
                 if i < len(self.inputs) and any(name in term for term in terms):
                     yield i, axis
+
+
+def _shared(terms: AxisPattern) -> list[str]:
+    """The labels that more than one part of an axis has."""
+    names = [name for term in terms for name in term]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def pattern_labels(pattern: Pattern) -> Iterator[str]:
@@ -164,6 +175,7 @@ class DependencyGraph:
         self._lossy: list[tuple[Axis, Reason]] = []
         for value in model.inputs:
             self._pin_tensor(value.name, Reason("interface", f"graph input '{value.name}'"))
+        self._unsteady = self._unsteady_bodies()
         for node in model.nodes:
             if not (node.outputs and node.outputs[0] in model.constants):
                 self._link(node)
@@ -199,10 +211,30 @@ class DependencyGraph:
     def _private(self, name: str) -> bool:
         """Whether each use of a constant may be cut on its own (it is cloned where they differ)."""
         tensor = self.model.constants[name]
-        return tensor.data_type not in FLOATS or sum(dim > 1 for dim in tensor.dims) <= 1
+        if tensor.data_type not in FLOATS:
+            return True
+        whole = any(node.op != "Slice" for node in self.model.consumers.get(name, ()))
+        return whole and sum(dim > 1 for dim in tensor.dims) <= 1  # slices of one vector are its parts
+
+    def _unsteady_bodies(self) -> dict[int, str]:
+        """Bodies that an iteration leaves with other extents than the next one finds: one iteration does not
+        tell what they are."""
+        return {
+            node.attributes["scope"]: node.label
+            for node in self.model.nodes
+            if node.domain == flow.DOMAIN
+            and node.op.endswith("Exit")
+            and not control.steady(self.shapes.view(self.model, node))
+        }
 
     def _declare(self, node: Node) -> Rule | Take | Pinned:
         opset = self.model.opset(node.domain)
+        if self._unsteady:
+            scopes = self.model.scopes
+            innermost = max(map(scopes.of, (*node.inputs, *node.outputs)), default=0)  # inner ones come later
+            for scope in scopes.chain(innermost):
+                if scope in self._unsteady:
+                    return Pinned(f"'{self._unsteady[scope]}' changes extents from one iteration to the next")
         spec = lookup(node.domain, node.op, opset)
         if spec is None or node.captured:
             name = f"{node.domain}.{node.op}" if node.domain else node.op
@@ -224,6 +256,8 @@ class DependencyGraph:
         try:
             if isinstance(rule, Pinned):
                 self._pin_node(node, rule.why)
+            elif node.op in ("Shape", "Size") and node.outputs[0] not in self.shapes.values:
+                self._pin_node(node, f"{node.op}: the extents are only known at run time")
             elif isinstance(rule, Take):
                 self._link_take(node, rule)
             else:
@@ -287,6 +321,10 @@ class DependencyGraph:
             for axis, terms in zip(typed, pattern, strict=True):
                 self._join(axis, terms, rule, labels, node)
             inputs[i] = typed
+        for name, other in rule.tied.items():
+            if name in labels and other in labels:
+                reason = Reason("layout", f"{node.op} joins axes of different layouts", node.label)
+                axes.unify(labels[name], labels[other], reason)
         for name, why in rule.pinned.items():
             if name in labels:
                 axes.pin(labels[name], Reason("operator", f"{node.op}: {why}", node.label))
@@ -416,7 +454,11 @@ class DependencyGraph:
         """Pin what an integer operand computed from dynamic sizes could not restate after a cut."""
         node, rule = link.node, link.rule
         for i, name in enumerate(node.inputs):
-            if not name or name in self.model.constants or (i < len(rule.inputs) and rule.inputs[i]):
+            if (
+                not name
+                or name in self.model.constants
+                or (i < len(rule.inputs) and rule.inputs[i] is not None)
+            ):
                 continue
             reason = Reason(
                 "operator", f"{node.op}: its operand '{name}' is computed at run time", node.label
@@ -425,8 +467,10 @@ class DependencyGraph:
             typed = link.outputs[0] or []
             if value is not None and value.ndim == 1 and value.size == len(typed):
                 static = self.shapes.static_entries(name)
-                for axis, entry, fixed in zip(typed, value.tolist(), static.tolist(), strict=True):
-                    if not fixed and entry not in (0, -1):
+                others = self.shapes.other.values.get(name) if self.shapes.other else None
+                for j, (axis, entry) in enumerate(zip(typed, value.tolist(), strict=True)):
+                    other = int(others[j]) if others is not None and others.shape == value.shape else None
+                    if not static[j] and entry not in (0, -1) and not _scales(axis, entry, other):
                         axes.pin(axis, reason)
             if value is None or not self.shapes.static_entries(name).all():  # where an axis is cut moves
                 for operand, pattern in zip(
@@ -527,16 +571,16 @@ class DependencyGraph:
 
     @functools.cached_property
     def pinned(self) -> list[PinnedAxis]:
-        """Axes of weights that cannot be cut (kernel windows and single units aside)."""
+        """Axes of weights that cannot be cut (kernel windows, gates and single units aside)."""
         result = []
         for link in self.links:
             for i, number, _, axis in self._parameters(link):
                 reasons = [
                     leaf.reason
                     for leaf in axes.leaves(axes.resolve(axis))
-                    if isinstance(leaf, Const) and leaf.extent > 1
+                    if isinstance(leaf, Const) and leaf.extent > 1 and not _is_inherent(leaf.reason)
                 ]
-                if reasons and not any(True for _ in axes.free_vars(axis)) and not _window(reasons[0]):
+                if reasons and not any(True for _ in axes.free_vars(axis)):
                     tensor = link.node.inputs[i]
                     result.append(PinnedAxis(link.node, tensor, number, axis.extent, reasons[0]))
         return result
@@ -554,8 +598,26 @@ class DependencyGraph:
         return graph
 
 
-def _window(reason: Reason) -> bool:
+def _scales(axis: Axis, entry: int, other: int | None) -> bool:
+    """Whether an extent that is computed at run time is a dynamic size times units that may be cut, such as
+    (batch heads): it can then be scaled. `entry` and `other` are its values at two sizes of the inputs."""
+    resolved = axes.resolve(axis)
+    if not isinstance(resolved, axes.Product) or resolved.extent != entry or other is None:
+        return False
+    dynamic = [factor for factor in resolved.factors if isinstance(factor, Const)]
+    units = entry // math.prod(factor.extent for factor in dynamic)
+    return bool(dynamic) and other % units == 0
+
+
+def is_window(reason: Reason) -> bool:
+    """Whether an axis is the window of a filter."""
     return "window" in reason.text
+
+
+def _is_inherent(reason: Reason) -> bool:
+    """Whether an extent belongs to the operator as such: the window of a filter, the gates of a recurrence, the
+    bytes of a packed block."""
+    return is_window(reason) or "recurrence" in reason.text or "byte" in reason.text
 
 
 def _make_unique(groups: list[Group]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune import axes
+from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph, Group, PinnedAxis
 from onnxprune.errors import UserError
@@ -24,7 +26,11 @@ SHOWN = 8  # members listed per group in the explanation of an axis
 class Inspection:
     """Groups and pinned axes of a model, with the shares of parameters and MACs they touch."""
 
-    graph: DependencyGraph
+    blocks: Blocks
+
+    @property
+    def graph(self) -> DependencyGraph:
+        return self.blocks.graph
 
     def as_dict(self) -> dict[str, Any]:
         cost = CostModel(self.graph)
@@ -35,6 +41,7 @@ class Inspection:
                 {
                     "name": group.name,
                     "size": group.size,
+                    "role": self.blocks.role(group),
                     "channels_per_unit": group.stride,
                     "kind": group.kind,
                     "reasons": [str(reason) for reason in group.lossy],
@@ -43,6 +50,10 @@ class Inspection:
                     **{f"share_{k}": round(v, 6) for k, v in cost.of_group(group.var).items()},
                 }
                 for group in self.graph.groups
+            ],
+            "residual_blocks": [
+                {"name": block.name, "kind": block.kind, "nodes": [node.label for node in block.nodes]}
+                for block in self.blocks.residual
             ],
             "pinned": [
                 {
@@ -62,14 +73,15 @@ class Inspection:
         shares = cost.prunable_share()
         console.print(self.graph.model.name, soft_wrap=True)
         table = Table()
-        for name in ("group", "units", "kind", "nodes", "params", "MACs"):
-            table.add_column(name, justify="left" if name in ("group", "kind", "nodes") else "right")
+        for name in ("group", "units", "role", "kind", "nodes", "params", "MACs"):
+            table.add_column(name, justify="left" if name in ("group", "role", "kind", "nodes") else "right")
         for group in self.graph.groups:
             share = cost.of_group(group.var)
             units = str(group.size) + (f" x{group.stride}" if group.stride > 1 else "")
             table.add_row(
                 group.name,
                 units,
+                self.blocks.role(group),
                 group.kind,
                 _listed(group),
                 f"{share['params']:.1%}",
@@ -80,6 +92,12 @@ class Inspection:
             f"{len(self.graph.groups)} groups; they touch {shares['params']:.1%} of the parameters and "
             f"{shares['macs']:.1%} of the MACs"
         )
+        if self.blocks.residual:
+            kinds = Counter(block.kind for block in self.blocks.residual)
+            named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            console.print(f"{len(self.blocks.residual)} residual blocks that --layers can remove ({named})")
+        if self.blocks.cached:
+            console.print(f"attention heads are pinned by a key/value cache: {', '.join(self.blocks.cached)}")
         for text, found in sorted(_by_reason(self.graph.pinned).items()):
             names = ", ".join(dict.fromkeys(f"{p.tensor}:{p.axis}" for p in found[:3]))
             console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}")

@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import google.protobuf.message
 import numpy as np
@@ -27,7 +27,10 @@ import numpy.typing as npt
 import onnx
 from onnx import external_data_helper, numpy_helper
 
+from onnxprune import flow
 from onnxprune.errors import UserError
+from onnxprune.flow import fresh_name as fresh_name
+from onnxprune.flow import subgraphs as subgraphs
 
 Array = npt.NDArray[Any]
 DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -65,7 +68,7 @@ class Node:
         self.inputs: tuple[str, ...] = tuple(proto.input)
         self.outputs: tuple[str, ...] = tuple(proto.output)
         self._attributes: dict[str, Any] | None = None
-        self.captured: tuple[str, ...] = tuple(sorted(_captured(proto)))
+        self.captured: tuple[str, ...] = tuple(sorted(flow.captured(proto)))
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -90,31 +93,9 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs held by a node's attributes (If, Loop, Scan)."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the node's subgraphs read from outside."""
-    outside: set[str] = set()
-    for graph in subgraphs(node):
-        inside = {t.name for t in graph.initializer} | {i.name for i in graph.input}
-        inside |= {t.values.name for t in graph.sparse_initializer}
-        inside |= {o for n in graph.node for o in n.output}
-        used = {i for n in graph.node for i in n.input if i} | {o.name for o in graph.output}
-        for inner in graph.node:
-            used |= _captured(inner)
-        outside |= used - inside
-    return outside
-
-
 class Model:
-    """A checked view of one ONNX graph. `proto` is never changed through it."""
+    """A checked view of one ONNX graph in its flat form (`onnxprune.flow`), `proto`, which is never changed
+    through it. `source` is the model as it was given."""
 
     def __init__(
         self,
@@ -123,12 +104,22 @@ class Model:
         external: frozenset[str] = frozenset(),
         files: frozenset[Path] = frozenset(),
     ) -> None:
+        self.source = proto
         self.proto = proto
         self.path = path
         self.external = external  # initializers that the file stores outside itself
         self.files = files  # that it was read from
-        graph = proto.graph
         self._check_versions()
+        try:
+            for text in _texts(proto):
+                self._text(text)
+            flat = flow.flatten(proto)
+        except flow.Invalid as error:
+            self._refuse(str(error))
+        self.proto = proto = flat.proto
+        self.inlined = flat.inlined  # functions of the file that were unfolded, and how often
+        self.scopes = flow.scopes(proto)
+        graph = proto.graph
         self.opsets = {_domain(o.domain): o.version for o in proto.opset_import}
         self.initializers: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
         self.nodes: list[Node] = [Node(n, i) for i, n in enumerate(graph.node)]
@@ -187,8 +178,6 @@ class Model:
     def _check_names(self) -> None:
         """Fill producers and consumers; refuse tensors made twice or never, and names that are not text."""
         graph = self.proto.graph
-        for text in _texts(self.proto):
-            self._text(text)
         for kind, values in (("initializer", graph.initializer), ("graph input", graph.input)):
             seen: set[str] = set()
             for value in values:
@@ -274,17 +263,17 @@ class Model:
             "sort the nodes topologically"
         )
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         raise UserError(f"{self.name}: {why}")
 
     def digest(self) -> str:
         """SHA-256 of the graph and its weights, whatever file layout they are stored in."""
         digest = hashlib.sha256()
         skeleton = onnx.ModelProto()
-        copy_without_weights(self.proto, skeleton)
+        copy_without_weights(self.source, skeleton)
         digest.update(skeleton.SerializeToString(deterministic=True))
-        for name in sorted(self.initializers):
-            tensor = self.initializers[name]
+        initializers = {t.name: t for t in self.source.graph.initializer}
+        for name, tensor in sorted(initializers.items()):
             digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|".encode())
             digest.update(tensor.raw_data or to_array(tensor).tobytes())
         return digest.hexdigest()
@@ -302,18 +291,28 @@ def _arity(op: str, domain: str, opset: int) -> tuple[int, int]:
 
 def _texts(proto: onnx.ModelProto) -> Iterator[str]:
     """Every name that is looked up, compared, copied or shown."""
-    graph = proto.graph
-    for message in (proto, graph):
-        yield from (v for f, v in message.ListFields() if f.type == f.TYPE_STRING)
+    yield from _strings(proto)
     yield from (opset.domain for opset in proto.opset_import)
-    for node in graph.node:
+    nodes = [node for function in proto.functions for node in function.node]
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+    for graph in flow.graphs(proto):
+        yield from _strings(graph)
+        nodes += graph.node
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+        for value in (*graph.input, *graph.output):
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        yield from (tensor.name for tensor in graph.initializer)
+        yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in nodes:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        yield value.name
-    for value in (*graph.input, *graph.output):
-        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    yield from (tensor.name for tensor in graph.initializer)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name)
+
+
+def _strings(message: Any) -> Iterator[str]:
+    return (value for described, value in message.ListFields() if described.type == described.TYPE_STRING)
 
 
 def _domain(domain: str) -> str:
@@ -326,13 +325,9 @@ def _order_key(node: Node) -> str:
 
 def copy_without_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
     """Copy everything but the graph's initializers, without ever copying those."""
-    for field, value in source.ListFields():
-        if field.name != "graph":
-            _copy_field(field, value, target)
+    flow.copy_fields(source, target, frozenset({"graph"}))
     target.graph.SetInParent()
-    for field, value in source.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(field, value, target.graph)
+    flow.copy_fields(source.graph, target.graph, frozenset({"initializer"}))
 
 
 def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -340,25 +335,6 @@ def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     return result
-
-
-def _copy_field(field: Any, value: Any, target: Any) -> None:
-    if getattr(field, "is_repeated", None) or isinstance(value, (list, tuple)) or hasattr(value, "extend"):
-        getattr(target, field.name).extend(value)
-    elif field.message_type is not None:
-        getattr(target, field.name).CopyFrom(value)
-    else:
-        setattr(target, field.name, value)
-
-
-def fresh_name(wish: str, taken: set[str]) -> str:
-    """The wish, numbered if it is taken; from now on it is."""
-    name, count = wish, 1
-    while name in taken:
-        count += 1
-        name = f"{wish}_{count}"
-    taken.add(name)
-    return name
 
 
 def to_array(tensor: onnx.TensorProto) -> Array:
@@ -436,6 +412,10 @@ def load(path: str | os.PathLike[str]) -> Model:
     del data
     if not proto.HasField("graph") or not proto.ir_version:
         raise UserError(f"{path}: not an ONNX model (it holds no graph); give the path of an .onnx file")
+    try:
+        flow.refuse_private(proto)
+    except flow.Invalid as error:
+        raise UserError(f"{path}: {error}") from None
     names, files = _load_external(proto, path)
     return Model(proto, path, names, files | {path})
 
@@ -548,6 +528,7 @@ def save(
     the graph's own. Raises `UserError` rather than overwrite one of `sources`, the files that the
     original was read from.
     """
+    proto = flow.nest(proto)
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     for target in (path, data_path) if external else (path,):

@@ -15,16 +15,17 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnxprune import __version__, surgery
+from onnxprune import __version__, flow, passes, surgery
+from onnxprune.axes import Keep
+from onnxprune.blocks import Block, Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError
 from onnxprune.model import Model, load, save
-from onnxprune.passes import channels
+from onnxprune.passes import Options, units
 from onnxprune.passes import fold as folding
-from onnxprune.passes.channels import Channels, Choice
 from onnxprune.plan import Plan, SetWeight
-from onnxprune.report import Report
+from onnxprune.report import Change, Report
 from onnxprune.runtime import OutOfMemory, RunError
 from onnxprune.validation import equivalence
 
@@ -49,24 +50,29 @@ class Result:
 
 def open_model(source: Source) -> Model:
     """A checked model from a path or a ModelProto."""
-    return Model(source) if isinstance(source, onnx.ModelProto) else load(source)
+    if not isinstance(source, onnx.ModelProto):
+        return load(source)
+    try:
+        flow.refuse_private(source)
+    except flow.Invalid as error:
+        raise UserError(str(error)) from None
+    return Model(source)
 
 
-def make_plan(source: Source | Model, options: Channels) -> Plan:
+def make_plan(source: Source | Model, options: Options) -> Plan:
     """Decide what to remove, without removing it. Raises `NothingToPrune` if that is nothing."""
     model = source if isinstance(source, Model) else open_model(source)
-    graph = DependencyGraph(model)
-    return _plan(graph, channels.choose(graph, options), options)
+    return _plan(Blocks(DependencyGraph(model)), options)
 
 
-def _plan(graph: DependencyGraph, choices: list[Choice], options: Channels) -> Plan:
-    plan = channels.plan(graph, options, graph.model.digest())
-    if not plan.edits:
-        raise NothingToPrune(_nothing(graph, options, channels.skipped_reasons(choices)))
+def _plan(blocks: Blocks, options: Options) -> Plan:
+    plan = passes.plan(blocks, options, blocks.graph.model.digest())
+    if plan.removes_nothing:
+        raise NothingToPrune(_nothing(blocks, options))
     return plan
 
 
-def prune(source: Source, options: Channels, progress: Progress = lambda _: None) -> Result:
+def prune(source: Source, options: Options, progress: Progress = lambda _: None) -> Result:
     """Plan, cut and prove.
 
     Raises `NothingToPrune` if nothing would be removed, `UserError` for bad input, and `InternalError`
@@ -76,11 +82,12 @@ def prune(source: Source, options: Channels, progress: Progress = lambda _: None
     with clock("load"):
         model = open_model(source)
     with clock("analyse"):
-        graph = DependencyGraph(model)
-        choices = channels.choose(graph, options)
+        blocks = Blocks(DependencyGraph(model))
     with clock("plan"):
-        plan = _plan(graph, choices, options)
-    return _finish(graph, plan, channels.skipped_reasons(choices), clock)
+        plan = _plan(blocks, options)
+    gone = blocks.gone(surgery.removed_blocks(blocks, plan))
+    skipped = units.skipped_reasons(units.choose(blocks, options, gone))
+    return _finish(blocks, plan, skipped, clock)
 
 
 def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) -> Result:
@@ -95,10 +102,10 @@ def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) 
                 f"{digest[:12]}...); make the plan again for this model"
             )
     with clock("analyse"):
-        graph = DependencyGraph(model)
-    if not any(edit.removed for edit in plan.edits):
+        blocks = Blocks(DependencyGraph(model))
+    if plan.removes_nothing:
         raise NothingToPrune(f"{model.name}: the plan removes nothing; no file was written")
-    return _finish(graph, plan, {}, clock)
+    return _finish(blocks, plan, {}, clock)
 
 
 @dataclass(frozen=True)
@@ -134,37 +141,55 @@ def fold(model: Model) -> Folded:
                 f"{model.name}: the folded model differs by {proof.error:.2e}; please report it"
             )
     weights = {edit.name for edit in edits if isinstance(edit, SetWeight)} if model.external else set()
-    return Folded(proto, len(model.nodes) - len(proto.graph.node), model.external | weights, model.files)
+    nodes = len(model.nodes) - len(flow.flatten(proto).proto.graph.node)
+    return Folded(proto, nodes, model.external | weights, model.files)
 
 
-def _finish(graph: DependencyGraph, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
+def _finish(blocks: Blocks, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
+    graph = blocks.graph
     model = graph.model
     with clock("cut"):
         keep = surgery.keep_masks(graph, plan)
-        pruned = surgery.apply(graph, plan)
+        removed = surgery.removed_blocks(blocks, plan)
+        pruned = surgery.apply(graph, plan, blocks)
     with clock("prove"):
-        proof = _prove(graph, plan, pruned)
-    cost = CostModel(graph)
+        proof = _prove(graph, plan, keep, removed, pruned)
     report = Report(
         model.name,
-        cost(),
-        cost({var: int(mask.sum()) for var, mask in keep.items()}),
+        CostModel(graph)(),
+        CostModel(graph, blocks.gone(removed))({var: int(mask.sum()) for var, mask in keep.items()}),
+        _changes(blocks, plan),
         len(graph.groups),
         len(keep),
         proof,
         skipped,
         pinned_reasons(graph),
-        _notes(graph, plan),
+        _notes(blocks, plan),
         clock.seconds,
         provenance(model, plan),
     )
     return Result(pruned, plan, report, model.external, model.files)
 
 
-def _prove(graph: DependencyGraph, plan: Plan, pruned: onnx.ModelProto) -> equivalence.Equivalence:
+def _changes(blocks: Blocks, plan: Plan) -> dict[str, Change]:
+    """What goes, by role: units of groups, and residual blocks."""
+    groups = {group.name: group for group in blocks.graph.groups}
+    changes: dict[str, Change] = {}
+    for edit in plan.keeps:
+        role = blocks.role(groups[edit.group])
+        changes[role] = changes.get(role, Change()) + Change(1, edit.size, len(edit.units))
+    if plan.removals:
+        before = len(blocks.residual)
+        changes["layers"] = Change(len(plan.removals), before, before - len(plan.removals))
+    return changes
+
+
+def _prove(
+    graph: DependencyGraph, plan: Plan, keep: Keep, removed: list[Block], pruned: onnx.ModelProto
+) -> equivalence.Equivalence:
     """The equivalence check; a failure keeps what is needed to reproduce it."""
     try:
-        proof = equivalence.check(graph, surgery.keep_masks(graph, plan), pruned)
+        proof = equivalence.check(graph, keep, pruned, removed)
     except OutOfMemory as error:
         raise UserError(_too_large(graph.model, error)) from None
     except RunError as error:
@@ -194,11 +219,17 @@ def _unsound(model: Model, plan: Plan, pruned: onnx.ModelProto, why: str) -> str
     )
 
 
-def _notes(graph: DependencyGraph, plan: Plan) -> tuple[str, ...]:
+def _notes(blocks: Blocks, plan: Plan) -> tuple[str, ...]:
+    graph = blocks.graph
     notes = []
-    lossy = sum(edit.kind == "lossy" for edit in plan.edits)
+    if blocks.cached:
+        notes.append(f"attention heads are pinned by a key/value cache: {', '.join(blocks.cached)}")
+    lossy = sum(edit.kind == "lossy" for edit in plan.keeps)
     if lossy:
         notes.append(f"{lossy} groups are lossy: statistics are now taken over fewer units")
+    if inlined := graph.model.inlined:
+        named = ", ".join(f"{name} ({count})" for name, count in inlined.items())
+        notes.append(f"calls of local functions, unfolded into the graph: {named}")
     if graph.opaque:
         named = ", ".join(f"{name} ({count})" for name, count in sorted(graph.opaque.items()))
         notes.append(f"operators without a declaration, whose axes are pinned: {named}")
@@ -227,9 +258,11 @@ def provenance(model: Model, plan: Plan) -> dict[str, object]:
     }
 
 
-def _nothing(graph: DependencyGraph, options: Channels, skipped: dict[str, int]) -> str:
+def _nothing(blocks: Blocks, options: Options) -> str:
     """One sentence that says why nothing is removed."""
+    graph = blocks.graph
     name = graph.model.name
+    skipped = units.skipped_reasons(units.choose(blocks, options))
     if not graph.groups:
         reasons = [
             f"{_count(count, 'axis', 'axes')}: {reason}" for reason, count in pinned_reasons(graph).items()

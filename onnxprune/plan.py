@@ -33,6 +33,14 @@ class Keep:
         return self.size - len(self.units)
 
 
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Take out a residual block (see `blocks`): the stream goes on without what the block adds."""
+
+    block: str
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SetWeight:
     """Give a constant this value, in the array's own dtype; a name that is no constant yet becomes an
@@ -66,8 +74,20 @@ class Plan:
     """Edits for the model with this digest (`Model.digest`); `options` says how they were chosen."""
 
     model: str
-    edits: tuple[Keep, ...]
+    edits: tuple[Remove | Keep, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keeps(self) -> tuple[Keep, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Keep))
+
+    @property
+    def removals(self) -> tuple[Remove, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Remove))
+
+    @property
+    def removes_nothing(self) -> bool:
+        return not self.removals and not any(edit.removed for edit in self.keeps)
 
     def to_json(self) -> str:
         edits = [
@@ -78,6 +98,8 @@ class Plan:
                 "kind": edit.kind,
                 "reason": edit.reason,
             }
+            if isinstance(edit, Keep)
+            else {"remove": edit.block, "reason": edit.reason}
             for edit in self.edits
         ]
         document = {
@@ -113,10 +135,17 @@ class Plan:
             raise UserError(f"{path}: not a plan (it is not text); make one with `onnxprune plan`") from None
 
 
-def _edits(entries: Iterable[Mapping[str, Any]]) -> tuple[Keep, ...]:
+def _edits(entries: Iterable[Mapping[str, Any]]) -> tuple[Remove | Keep, ...]:
     edits: dict[str, Keep] = {}
+    removals: dict[str, Remove] = {}
     room = UNITS
     for entry in entries:
+        if "remove" in entry:
+            block = entry["remove"]
+            if not isinstance(block, str) or block in removals:
+                raise ValueError(f"block {block!r}: expected a name, once")
+            removals[block] = Remove(block, str(entry.get("reason", "")))
+            continue
         group, size, kind = entry["keep"], entry["of"], entry.get("kind", "exact")
         if not isinstance(group, str) or type(size) is not int or kind not in ("exact", "lossy"):
             raise ValueError(
@@ -129,7 +158,7 @@ def _edits(entries: Iterable[Mapping[str, Any]]) -> tuple[Keep, ...]:
             raise ValueError(f"units {entry['units']!r} of group {group!r} do not lie in 0-{size - 1}")
         room -= len(units)
         edits[group] = Keep(group, size, units, kind, str(entry.get("reason", "")))
-    return tuple(edits.values())
+    return (*removals.values(), *edits.values())
 
 
 def format_units(units: Iterable[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -29,11 +29,24 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **settings)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Units of some groups: how many groups, and their units before and after."""
+
+    groups: int = 0
+    before: int = 0
+    after: int = 0
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.groups + other.groups, self.before + other.before, self.after + other.after)
+
+
 @dataclass(frozen=True)
 class Report:
     """Before and after, the proof, and where it came from.
 
     before, after   predicted from the cost polynomials, exact for what is counted
+    changes         what goes, by role (heads, neurons, ...; `layers` counts residual blocks)
     skipped         groups left alone, by reason
     pinned          weight axes that cannot be cut, by reason
     """
@@ -41,6 +54,7 @@ class Report:
     model: str
     before: Cost
     after: Cost
+    changes: Mapping[str, Change]
     groups: int
     cut: int
     equivalence: Equivalence | None
@@ -64,6 +78,7 @@ class Report:
             "model": self.model,
             **costs,
             "kept": {name: round(value, 6) for name, value in self.kept.items()},
+            "changes": {role: asdict(change) for role, change in self.changes.items()},
             "groups": self.groups,
             "groups_cut": self.cut,
             "skipped": dict(self.skipped),
@@ -84,6 +99,8 @@ class Report:
             before, after = getattr(self.before, column), getattr(self.after, column)
             table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
         console.print(table)
+        for role, change in self.changes.items():
+            console.print(_changed(role, change))
         console.print(f"{self.cut} of {self.groups} groups cut{_counted(self.skipped, '; left alone')}")
         if self.equivalence is not None:
             for line in verdict(self.equivalence).splitlines():
@@ -101,6 +118,13 @@ def verdict(equivalence: Equivalence) -> str:
     ]
     lines += [f"note: {note}" for note in equivalence.notes]
     return "\n".join(lines)
+
+
+def _changed(role: str, change: Change) -> str:
+    if role == "layers":
+        return f"layers: {change.before - change.after} of {change.before} residual blocks removed"
+    where = "group" if change.groups == 1 else "groups"
+    return f"{role}: {change.before:,} -> {change.after:,} in {change.groups} {where}"
 
 
 def _counted(reasons: Mapping[str, int], title: str) -> str:

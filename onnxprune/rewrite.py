@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
+from onnxprune import flow
 from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node, copy_without_weights
 from onnxprune.plan import Edit, Rewire, SetWeight
@@ -22,6 +23,11 @@ def apply(model: Model, edits: Iterable[Edit]) -> onnx.ModelProto:
 
     Raises `UserError` if an edit removes a node that the model does not have.
     """
+    return flow.nest(edited(model, edits))
+
+
+def edited(model: Model, edits: Iterable[Edit]) -> onnx.ModelProto:
+    """The same in flat form (`onnxprune.flow`), where names stay what they are for further edits."""
     rewrite = _Rewrite(model)
     for edit in edits:
         if isinstance(edit, Rewire):

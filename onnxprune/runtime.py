@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -10,11 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 
+from onnxprune import flow
 from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node, save
 from onnxprune.sizes import Sizes, dim_key, is_dynamic
@@ -25,6 +28,7 @@ import onnxruntime as ort
 Feeds = dict[str, Array]
 EXTERNAL_BYTES = 4096  # tensors above this go to a file that onnxruntime maps instead of copying
 LARGEST = 2**28  # elements of an input that is made up
+WAYS = 8  # through the branches of a graph that are tried
 
 
 class RunError(Exception):
@@ -90,6 +94,7 @@ class Session:
             if isinstance(source, Path):
                 self._session = self._open(str(source), options)
             else:
+                source = flow.nest(source)
                 with _scratch() as folder:
                     path = folder / "model.onnx"
                     large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
@@ -136,8 +141,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(_NOISE.sub("", str(error)).split())[:300]
 
 
-def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int]) -> Feeds:
-    """Seeded inputs: normal floats, integers within `bounds` (0 or 1 where unknown).
+def make_feeds(
+    model: Model,
+    sizes: Sizes,
+    seed: int,
+    bounds: Mapping[str, int],
+    given: Mapping[str, int] = MappingProxyType({}),
+) -> Feeds:
+    """Seeded inputs: normal floats, integers within `bounds` (0 or 1 where unknown), values that are `given`.
 
     Raises `RunError` for inputs that are no tensors of numbers.
     """
@@ -158,8 +169,34 @@ def make_feeds(model: Model, sizes: Sizes, seed: int, bounds: Mapping[str, int])
             array: Array = generator.integers(0, bounds.get(value.name, 2), size=shape)
         else:
             array = generator.standard_normal(shape)
+        if value.name in given:
+            array = np.full(shape, given[value.name])
         feeds[value.name] = np.asarray(array).astype(dtype)
     return feeds
+
+
+def decisive_values(model: Model) -> list[dict[str, int]]:
+    """Values of inputs that decide which way the graph takes: a flag of an If, an integer that is compared
+    with constants. One entry for each way; a single empty one where no input decides."""
+    found: dict[str, list[int]] = {}
+    for value in model.inputs:
+        kind = value.type.tensor_type.elem_type
+        uses = list(_carried(model, value.name))
+        if kind == onnx.TensorProto.BOOL:
+            if any(node.domain == flow.DOMAIN and node.inputs[0] == name for node, name in uses):
+                found[value.name] = [1, 0]
+        elif kind in (onnx.TensorProto.INT32, onnx.TensorProto.INT64) and model.scopes.names:
+            others = [
+                other for node, name in uses if node.op == "Equal" for other in node.inputs if other != name
+            ]
+            arrays = [model.array(other) for other in others if other in model.constants]
+            wanted = list(dict.fromkeys(int(array.item()) for array in arrays if array.size == 1))[:WAYS]
+            if wanted:
+                found[value.name] = [*wanted, next(n for n in range(WAYS + 1) if n not in wanted)]
+    return [
+        dict(zip(found, values, strict=True))
+        for values in itertools.islice(itertools.product(*found.values()), WAYS)
+    ]
 
 
 _CARRIERS = {"Cast", "Unsqueeze", "Squeeze", "Reshape", "Identity", "Flatten", "Transpose", "Expand", "Slice"}
@@ -186,6 +223,7 @@ def _carried(model: Model, name: str) -> Iterator[tuple[Node, str]]:
         name = waiting.pop()
         for node in model.consumers.get(name, ()):
             yield node, name
-            if node.op in _CARRIERS and node.outputs[0] not in seen:
+            carries = node.op in _CARRIERS or (node.op == "Gather" and node.inputs[0] == name)
+            if carries and node.outputs[0] not in seen:
                 seen.add(node.outputs[0])
                 waiting.append(node.outputs[0])

@@ -9,20 +9,30 @@ and at last by one run in onnxruntime.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import onnx
 
+from onnxprune import flow
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
-from onnxprune.ops import NodeView, Unknown, lookup
+from onnxprune.ops import NodeView, Unknown, control, lookup
 from onnxprune.ops.spec import Shape
-from onnxprune.runtime import LARGEST, RunError, Session, make_feeds
+from onnxprune.runtime import LARGEST, Feeds, RunError, Session, decisive_values, index_bounds, make_feeds
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
+R = TypeVar("R")
 SMALL = 4096  # elements of integer tensors whose values are followed
 SMALL_FLOAT = 64
+OpenShape = tuple[int | None, ...]
+BAKED = (
+    3  # contradictory sizes after which a dimension that fits at one size only is taken to be of that size
+)
+MENDED = 24  # further sizes to try
+SHIFT = 5  # what extents that depend on data are changed by, to see what follows from them
 INTEGERS = 10**6  # elements of an integer tensor beyond which onnx must not follow values
 
 
@@ -35,23 +45,30 @@ class Shapes:
     values: dict[str, Array] = field(default_factory=dict)
     elements: dict[str, int] = field(default_factory=dict)  # element types (TensorProto.DataType)
     other: Shapes | None = None
+    contradictions: set[str] = field(default_factory=set)  # tensors of bodies that inference refuses to type
+    open: dict[str, OpenShape] = field(default_factory=dict)  # extents that depend on data are None
+    shifted: dict[str, Array] = field(default_factory=dict)  # values, had those extents been others
+    failed: bool = False  # whether a run that was needed could not be made
 
     def is_dynamic(self, name: str, axis: int) -> bool:
-        """Whether the extent changes with the sizes of the inputs."""
+        """Whether the extent changes with the inputs."""
+        if name in self.open and self.open[name][axis] is None:
+            return True
         if self.other is None:
             return False
         shape, other = self.shapes.get(name), self.other.shapes.get(name)
         return shape is None or other is None or len(shape) != len(other) or shape[axis] != other[axis]
 
     def static_entries(self, name: str) -> Array:
-        """Mask over a known integer value: which entries do not depend on the inputs' sizes."""
+        """Mask over a known integer value: which entries do not depend on the inputs."""
         value = self.values[name]
-        if self.other is None:
-            return np.ones(value.shape, dtype=bool)
-        other = self.other.values.get(name)
-        if other is None or other.shape != value.shape:
-            return np.zeros(value.shape, dtype=bool)
-        return np.asarray(value == other)
+        result = np.ones(value.shape, dtype=bool)
+        others = [] if self.other is None else [self.other.values.get(name)]
+        if name in self.shifted:
+            others.append(self.shifted[name])
+        for other in others:
+            result &= value == other if other is not None and other.shape == value.shape else False
+        return result
 
     def view(self, model: Model, node: Node) -> NodeView:
         """The node as its declaration sees it."""
@@ -75,37 +92,198 @@ class Shapes:
             tuple(self.shapes.get(o) if o else None for o in node.outputs),
             value,
             fixed,
+            _measured(model, node),
         )
 
 
+def _measured(model: Model, node: Node) -> bool:
+    readers = [reader for output in node.outputs for reader in model.consumers.get(output, ())]
+    results = {output.name for output in model.outputs}
+    return results.isdisjoint(node.outputs) and all(reader.op in ("Shape", "Size") for reader in readers)
+
+
 def analyse(model: Model) -> Shapes:
-    """Shapes at the first assignment of sizes that is consistent, with a second one beside it."""
-    keys = dynamic_dims(model)
-    base = skeleton(model)
-    first: Shapes | None = None
-    for sizes in assignments(keys):
-        proto = _infer(base, model, sizes, strict=True)
-        if proto is None:
-            continue
-        shapes = _complete(model, proto, sizes)
-        if not _consistent(model, shapes):
-            continue
+    """Shapes at the first sizes of the dynamic dimensions that are consistent, with second ones beside them."""
+    return _Search(model).result()
+
+
+class _Search:
+    """Tries sizes for the dynamic dimensions until the model accepts two sets of them.
+
+    Some sizes contradict the graph and some only make it compute nothing (filters larger than their image);
+    those of the latter kind are taken where no others are found.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.keys = dynamic_dims(model)
+        self.base = skeleton(model)
+        self.refused = _refusal(model)
+        self.contradictory = 0
+        self.poor: list[Shapes] = []
+
+    def result(self) -> Shapes:
+        first, best, most = None, None, 0
+        for shapes in self._accepted():
+            if first is None:
+                first = shapes
+                if not self.keys:
+                    return first
+                continue
+            differing = self._differing(first, shapes)
+            if differing > most:
+                most, best = differing, shapes
+            if most == len(self.keys):
+                break
+        if first is None and self.poor:
+            first = self.poor[0]
+            best = next((s for s in self.poor if self._differing(first, s) == len(self.keys)), None)
+            most = len(self.keys) if best is not None else 0
         if first is None:
-            first = shapes
-            if not keys:
-                return first
-        elif all(sizes[k] != first.sizes[k] for k in keys):
-            first.other = shapes
-            return first
-    if first is None:  # no assignment satisfies strict inference: take what can be had
-        _refuse_invalid(model)
-        sizes = next(assignments(keys))
-        proto = _infer(base, model, sizes, strict=False)
-        first = _complete(model, proto or base, sizes)
-        _run(model, first, [o for node in model.nodes for o in node.outputs if o])
-    if keys and first.other is None:
-        first.other = Shapes(first.sizes)  # nothing is known to be static
-    return first
+            return self._forced()
+        if most == len(self.keys) or self.contradictory >= BAKED:
+            first.other = best
+        elif self.keys:
+            first.other = Shapes(first.sizes)  # nothing is known to be static
+        return first
+
+    def _differing(self, a: Shapes, b: Shapes) -> int:
+        return sum(a.sizes[key] != b.sizes[key] for key in self.keys)
+
+    def _accepted(self) -> Iterator[Shapes]:
+        for strict in (True, False) if self.model.scopes.names else (True,):
+            found = False
+            mended: list[Sizes] = []
+            for sizes in _trials(self.keys, mended):
+                if (shapes := self._try(sizes, strict, mended)) is not None:
+                    found = True
+                    yield shapes
+            if found:
+                break
+
+    def _try(self, sizes: Sizes, strict: bool, mended: list[Sizes]) -> Shapes | None:
+        proto = _infer(self.base, self.model, sizes, strict=True)
+        if proto is None:
+            self.contradictory += 1
+            return None
+        shapes = _complete(self.model, proto, sizes)
+        if (wrong := _contradiction(self.model, shapes)) is not None:
+            self.contradictory += 1
+            mended += _mended(sizes, *wrong)
+            return None
+        if strict and self.refused(shapes):
+            return None
+        if shapes.failed or _empty(self.model, shapes):
+            self.poor.append(shapes)
+            return None
+        return shapes
+
+    def _forced(self) -> Shapes:
+        """What can be had where no sizes satisfy strict inference."""
+        _refuse_invalid(self.model)
+        sizes = next(assignments(self.keys))
+        proto = _infer(self.base, self.model, sizes, strict=False)
+        shapes = _complete(self.model, proto or self.base, sizes)
+        _run(self.model, shapes, [o for node in self.model.nodes for o in node.outputs if o])
+        if self.keys:
+            shapes.other = Shapes(sizes)  # nothing is known to be static
+        return shapes
+
+
+def _empty(model: Model, shapes: Shapes) -> bool:
+    """Whether something that reads a weight computes nothing."""
+    return any(
+        0 in shapes.shapes.get(output, ())
+        for node in model.nodes
+        for output in node.outputs
+        if any(len(model.constants[name].dims) > 1 for name in node.inputs if name in model.constants)
+        and shapes.elements.get(output) in FLOATS
+    )
+
+
+def _trials(keys: Mapping[str, str], mended: list[Sizes]) -> Iterator[Sizes]:
+    """Sizes to try; those that are appended to `mended` on the way come first."""
+    tried: list[Sizes] = []
+    for sizes in assignments(keys):
+        yield sizes
+        while mended and len(tried) < MENDED:
+            other = mended.pop(0)
+            if other not in tried:
+                tried.append(other)
+                yield other
+
+
+def _mended(sizes: Sizes, old: int, new: int) -> Iterator[Sizes]:
+    """Sizes at which `old` elements may be `new`: exporters write sizes of the example into shapes."""
+    for key, size in sizes.items():
+        wanted, rest = divmod(size * new, old) if old else (0, 1)
+        if not rest and 0 < wanted <= SMALL:
+            yield {**sizes, key: wanted}
+
+
+def _refusal(model: Model) -> Callable[[Shapes], bool]:
+    """Says whether sizes are wrong, of a graph with bodies, which onnx's own inference does not judge."""
+    if not model.scopes.names:
+        return lambda _: False
+    try:
+        session = Session(model.proto)
+    except RunError:
+        return lambda shapes: bool(shapes.contradictions)
+
+    def refused(shapes: Shapes) -> bool:
+        if shapes.contradictions:
+            return True
+        bounds = index_bounds(model, shapes.shapes)
+        for way in decisive_values(model):
+            try:
+                session.run(make_feeds(model, shapes.sizes, 0, bounds, way))
+                return False
+            except RunError:
+                continue
+        return True
+
+    return refused
+
+
+def accepted_runs(
+    model: Model, shapes: Shapes, run: Callable[[Feeds], R], count: int
+) -> list[tuple[Sizes, Feeds, R]]:
+    """Up to `count` runs on seeded inputs, at sizes of the dynamic dimensions that the model accepts.
+
+    Raises `RunError`, the first one met, if it accepts none.
+    """
+    bounds = index_bounds(model, shapes.shapes)
+    runs: list[tuple[Sizes, Feeds, R]] = []
+    failure: RunError | None = None
+    ways = decisive_values(model)
+    left = list(ways)
+    for seed, sizes in enumerate(_candidate_sizes(model, shapes)):
+        for way in left or ways[:1]:
+            try:
+                feeds = make_feeds(model, sizes, seed, bounds, way)
+                runs.append((sizes, feeds, run(feeds)))
+            except RunError as error:
+                failure = failure or error
+                continue
+            left = [other for other in left if other is not way]
+            break
+        if len(runs) >= count and not left:
+            break
+    if not runs and failure is not None:
+        raise failure
+    return runs
+
+
+def _candidate_sizes(model: Model, shapes: Shapes) -> Iterator[Sizes]:
+    """Most telling first."""
+    yield shapes.sizes
+    if shapes.other is not None and shapes.other.sizes != shapes.sizes:
+        yield shapes.other.sizes
+    keys = dynamic_dims(model)
+    if keys:
+        yield from assignments(keys)
+        yield from (dict.fromkeys(keys, size) for size in (1, 2, 8, 32, 64, 256))
+    yield shapes.sizes
 
 
 def skeleton(model: Model) -> onnx.ModelProto:
@@ -118,7 +296,16 @@ def skeleton(model: Model) -> onnx.ModelProto:
         output.type.tensor_type.ClearField("shape")
     listed = {i.name for i in graph.input}
     heavy = {name for name, t in model.constants.items() if not _followed(t)}
-    nodes = [n for n in graph.node if not (n.op_type == "Constant" and n.output[0] in heavy)]
+    if (
+        model.scopes.names
+    ):  # what a branch that never runs says is no contradiction: bodies are left to `_complete`
+        graph.ClearField("sparse_initializer")
+        proto.opset_import.add(domain=flow.DOMAIN, version=1)
+    nodes = [
+        n
+        for n in graph.node
+        if not (n.op_type == "Constant" and n.output[0] in heavy) and not any(map(model.scopes.of, n.output))
+    ]
     if len(nodes) < len(graph.node):
         del graph.node[:]
         graph.node.extend(nodes)
@@ -178,14 +365,14 @@ def _refuse_invalid(model: Model) -> None:
             raise UserError(f"{model.name}: {error}; the model is invalid, export it again") from None
 
 
-def _consistent(model: Model, shapes: Shapes) -> bool:
-    """Whether every Reshape keeps the number of elements: inference does not check computed targets."""
+def _contradiction(model: Model, shapes: Shapes) -> tuple[int, int] | None:
+    """The elements that the first wrong Reshape reads and makes: inference does not check computed targets."""
     for node in model.nodes:
         if node.op == "Reshape" and node.domain == "":
             old, new = shapes.shapes.get(node.inputs[0]), shapes.shapes.get(node.outputs[0])
             if old is not None and new is not None and math.prod(old) != math.prod(new):
-                return False
-    return True
+                return math.prod(old), math.prod(new)
+    return None
 
 
 def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
@@ -205,27 +392,90 @@ def _complete(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Shapes:
     for node in model.nodes:
         if node.outputs and node.outputs[0] in model.constants:
             continue
-        spec = lookup(node.domain, node.op, model.opset(node.domain))
         missing = any(o and o not in result.shapes for o in node.outputs)
-        if missing:
+        if missing and node.domain == flow.DOMAIN:
+            _infer_flow(model, node, result)
+        elif missing:
             _infer_node(model, node, result)
-        if spec is not None and spec.evaluate is not None:
-            _evaluate(model, node, result)
-    if _consistent(model, result):  # else these sizes are passed over, and not worth a run
-        _run(model, result, [o for node in model.nodes for o in node.outputs if o and o not in result.shapes])
+        _evaluate_declared(model, node, result)
+    _excuse(model, result)
+    if _contradiction(model, result) is None:  # else these sizes are passed over, and not worth a run
+        unknown = [o for node in model.nodes for o in node.outputs if o and o not in result.shapes]
+        _run(model, result, unknown)
+        _follow_measured(model, result, result.shapes.keys() & set(unknown))
     return result
+
+
+def _follow_measured(model: Model, result: Shapes, measured: set[str]) -> None:
+    """What follows from shapes that a run gave: integer values, and which extents come from data.
+
+    Where inference cannot tell an extent although it knows the operands, the extent is data (how many
+    elements are not zero). Operators that inference does not know have extents that follow from shapes.
+    """
+    if not measured:
+        return
+    evaluated = []
+    for node in model.nodes:
+        for name in measured.intersection(node.outputs):
+            if (known := _extents_known(model, node, name, result)) is not None:
+                result.open[name] = known
+        if node.outputs and node.outputs[0] not in result.values:
+            evaluated.append(node)
+            _evaluate_declared(model, node, result)
+    if not result.open:
+        return
+    shifted = Shapes(result.sizes, dict(result.shapes), {}, result.elements)
+    for name, dims in result.open.items():
+        pairs = zip(result.shapes[name], dims, strict=True)
+        shifted.shapes[name] = tuple(size + SHIFT if dim is None else size for size, dim in pairs)
+    again = {node.index for node in evaluated}
+    shifted.values = {
+        name: value
+        for name, value in result.values.items()
+        if name not in model.producers or model.producers[name].index not in again
+    }
+    for node in evaluated:
+        _evaluate_declared(model, node, shifted)
+    for node in evaluated:
+        for name in node.outputs:
+            if name in result.values:
+                result.shifted[name] = shifted.values.get(name, np.empty(0))
+
+
+def _extents_known(model: Model, node: Node, name: str, result: Shapes) -> OpenShape | None:
+    """The shape of a measured output with None for extents that are data; None if there are none."""
+    if _schema(model, node) is None and not any(None in result.open.get(i, ()) for i in node.inputs):
+        return None
+    shape = result.shapes[name]
+    types = _inferred(model, node, result, result.shapes | result.open)
+    known = _open_shape(types[name]) if name in types else None
+    if known is None or len(known) != len(shape):
+        return (None,) * len(shape)
+    return known if None in known else None
+
+
+def _evaluate_declared(model: Model, node: Node, result: Shapes) -> None:
+    spec = lookup(node.domain, node.op, model.opset(node.domain))
+    if spec is not None and spec.evaluate is not None:
+        _evaluate(model, node, result)
 
 
 def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
     """Shapes that inference cannot give (functions, fused operators) or gets wrong, from one run in
     onnxruntime."""
+    wanted = [name for name in wanted if not model.scopes.of(name)]
     if not wanted or any(math.prod(shape) > LARGEST for shape in result.shapes.values()):
         return
     given = {o.name for o in model.outputs}
     inner = [onnx.ValueInfoProto(name=name) for name in wanted if name not in given]
     try:
-        values = Session(model.proto, expose=inner).run(make_feeds(model, result.sizes, 0, {}), wanted)
+        session = Session(model.proto, expose=inner)
     except RunError:
+        return
+    try:
+        values = session.run(make_feeds(model, result.sizes, 0, {}), wanted)
+    except RunError:
+        result.failed = True
         return
     for name, value in values.items():
         if isinstance(value, np.ndarray):
@@ -234,12 +484,16 @@ def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
 
 
 def _shape(type_: onnx.TypeProto) -> Shape | None:
+    dims = _open_shape(type_)
+    known = tuple(dim for dim in dims or () if dim is not None)
+    return known if dims is not None and len(known) == len(dims) else None
+
+
+def _open_shape(type_: onnx.TypeProto) -> OpenShape | None:
     if not type_.HasField("tensor_type") or not type_.tensor_type.HasField("shape"):
         return None
     dims = type_.tensor_type.shape.dim
-    if any(not d.HasField("dim_value") or d.dim_value < 0 for d in dims):
-        return None
-    return tuple(d.dim_value for d in dims)
+    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims)
 
 
 def _evaluate(model: Model, node: Node, result: Shapes) -> None:
@@ -266,12 +520,55 @@ def _evaluate(model: Model, node: Node, result: Shapes) -> None:
             result.shapes[name] = value.shape
 
 
+def _excuse(model: Model, result: Shapes) -> None:
+    """Forget contradictions in branches that do not run at these sizes."""
+    idle = set()
+    for node in model.nodes:
+        if node.domain == flow.DOMAIN and node.op == "If":
+            condition = result.values.get(node.inputs[0])
+            if condition is not None and condition.size == 1:
+                idle.add(node.attributes["scope"] + int(condition.item()))
+    result.contradictions = {
+        name for name in result.contradictions if idle.isdisjoint(model.scopes.chain(model.scopes.of(name)))
+    }
+
+
+def _infer_flow(model: Model, node: Node, result: Shapes) -> None:
+    """Shapes of what enters or leaves a body."""
+    view = result.view(model, node)
+    counters = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)  # the first inputs of a Loop's body
+    for i, (name, shape, sources) in enumerate(
+        zip(node.outputs, control.shapes(view), control.sources(view), strict=True)
+    ):
+        if shape is not None:
+            result.shapes.setdefault(name, shape)
+        known = [result.elements.get(node.inputs[source.input], 0) for source in sources]
+        result.elements[name] = next(filter(None, known), 0) if sources else counters[i]
+
+
 def _infer_node(model: Model, node: Node, result: Shapes) -> None:
     """Shape inference of one node, with the values found so far."""
+    for name, type_ in _inferred(model, node, result, result.shapes).items():
+        if not result.elements.get(name):
+            result.elements[name] = type_.tensor_type.elem_type
+        if (shape := _shape(type_)) is not None:
+            result.shapes.setdefault(name, shape)
+
+
+def _schema(model: Model, node: Node) -> onnx.defs.OpSchema | None:
     try:
-        schema = onnx.defs.get_schema(node.op, model.opset(node.domain), node.domain)
+        return onnx.defs.get_schema(node.op, model.opset(node.domain), node.domain)
     except onnx.defs.SchemaError:
-        return
+        return None
+
+
+def _inferred(
+    model: Model, node: Node, result: Shapes, shapes: Mapping[str, OpenShape]
+) -> Mapping[str, onnx.TypeProto]:
+    """Types of a node's outputs from those of its inputs; empty where nothing can be said."""
+    schema = _schema(model, node)
+    if schema is None:
+        return {}
     inputs: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     for name in dict.fromkeys((*node.inputs, *node.captured)):
@@ -279,12 +576,12 @@ def _infer_node(model: Model, node: Node, result: Shapes) -> None:
             continue
         element = result.elements.get(name)
         if not element:
-            return
-        inputs[name] = onnx.helper.make_tensor_type_proto(element, result.shapes.get(name))
+            return {}
+        inputs[name] = onnx.helper.make_tensor_type_proto(element, shapes.get(name))
         if name in result.values:
             data[name] = onnx.numpy_helper.from_array(np.asarray(result.values[name], order="C"), name)
     try:
-        outputs = onnx.shape_inference.infer_node_outputs(
+        types: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
             node.proto,
             inputs,
@@ -299,9 +596,6 @@ def _infer_node(model: Model, node: Node, result: Shapes) -> None:
         RuntimeError,
         ValueError,
     ):
-        return
-    for name, type_ in outputs.items():
-        if not result.elements.get(name):
-            result.elements[name] = type_.tensor_type.elem_type
-        if (shape := _shape(type_)) is not None:
-            result.shapes.setdefault(name, shape)
+        result.contradictions.update(name for name in node.outputs if model.scopes.of(name))
+        return {}
+    return types

@@ -9,19 +9,20 @@ their old value, because the masked original keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 
-from onnxprune import axes
+from onnxprune import axes, flow, rewrite
 from onnxprune.axes import Axis, IntArray, Keep
+from onnxprune.blocks import Block, Blocks
 from onnxprune.dependency import DependencyGraph, Link, uncollected
 from onnxprune.errors import InternalError, UserError
 from onnxprune.model import Array, Model, Node, copy_without_weights, fresh_name
 from onnxprune.ops import Resize, Unknown, lookup
 from onnxprune.ops.spec import NodeView, Shape
-from onnxprune.plan import Plan
+from onnxprune.plan import Plan, Rewire
 
 Cut = tuple[IntArray | None, ...]  # per axis the positions kept, None for all
 
@@ -33,7 +34,7 @@ def keep_masks(graph: DependencyGraph, plan: Plan) -> Keep:
     """
     groups = {group.name: group for group in graph.groups}
     keep: Keep = {}
-    for edit in plan.edits:
+    for edit in plan.keeps:
         group = groups.get(edit.group)
         if group is None or group.size != edit.size:
             found = "has no such group" if group is None else f"has {group.size} units there"
@@ -48,10 +49,49 @@ def keep_masks(graph: DependencyGraph, plan: Plan) -> Keep:
     return keep
 
 
+def removed_blocks(blocks: Blocks, plan: Plan) -> list[Block]:
+    """The residual blocks that the plan removes.
+
+    Raises `UserError` if the plan was made for another model.
+    """
+    try:
+        return [blocks.named(edit.block) for edit in plan.removals]
+    except KeyError as error:
+        raise UserError(
+            f"{blocks.graph.model.name}: the plan removes block {error}, which the model does not have; "
+            "make the plan again for this model"
+        ) from None
+
+
 @uncollected
-def apply(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
+def apply(graph: DependencyGraph, plan: Plan, blocks: Blocks | None = None) -> onnx.ModelProto:
     """The pruned model. Everything the plan does not touch stays as it is, names included."""
-    return _Surgery(graph, keep_masks(graph, plan)).run()
+    proto = _Surgery(graph, keep_masks(graph, plan)).run()
+    if plan.removals:
+        removed = removed_blocks(blocks or Blocks(graph), plan)
+        proto = rewrite.edited(Model(proto), _bypasses(graph, removed))
+    return flow.nest(proto)
+
+
+def _bypasses(graph: DependencyGraph, removed: Sequence[Block]) -> list[Rewire]:
+    """Let the stream go on past each block: readers of its sum read what the block was added to. A sum that
+    is made inside a normalisation gets a zero instead."""
+    outputs = {output.name for output in graph.model.outputs}
+    taken = {name for node in graph.model.nodes for name in (node.label, *node.inputs, *node.outputs)}
+    edits = []
+    for block in removed:
+        total, stream = block.join.outputs[0], block.join.inputs[block.stream]
+        if block.fused:
+            branch = block.join.inputs[block.branch]
+            name = fresh_name(f"{branch}.removed", taken)
+            zero = onnx.helper.make_node("Sub", [stream, stream], [name], name=name)
+            edits.append(Rewire(replace={branch: name}, add=(zero,)))
+        elif total in outputs:
+            identity = onnx.helper.make_node("Identity", [stream], [total], name=block.name)
+            edits.append(Rewire((total,), add=(identity,)))
+        else:
+            edits.append(Rewire((total,), {total: stream}))
+    return edits
 
 
 class _Surgery:
@@ -196,12 +236,12 @@ class _Surgery:
             if node.outputs[0] in frozen:
                 self._freeze(node)
         uses: dict[str, list[tuple[Node, int, Array]]] = {}
-        for link, i, wanted in self._computed_operands():
+        for link, i, wanted in self._computed_operands(new):
             name = link.node.inputs[i]
             got = new.get(name, values.get(name))
             if got is None or got.shape != wanted.shape:
                 raise InternalError(f"{link.node}: operand '{name}' cannot be followed")
-            if ((got != wanted) & self.graph.shapes.static_entries(name)).any():
+            if (got != wanted).any():
                 uses.setdefault(name, []).append((link.node, i, wanted))
         for name, wrong in uses.items():
             self._correct(name, wrong, new.get(name, values[name]))
@@ -209,7 +249,9 @@ class _Surgery:
     def _typed(self, node: Node) -> list[Axis] | None:
         return self.graph.axes_of(node, 0)
 
-    def _computed_operands(self) -> Iterable[tuple[Link, int, Array]]:
+    def _computed_operands(self, new: Mapping[str, Array]) -> Iterable[tuple[Link, int, Array]]:
+        """Computed integer operands of nodes whose axes were cut, or whose operand is now among `new`
+        values; and what each must be."""
         for link in self.graph.links:
             computed = [
                 i
@@ -219,7 +261,8 @@ class _Surgery:
                 and name not in self.model.constants
                 and (i >= len(link.rule.inputs) or link.rule.inputs[i] is None)
             ]
-            if computed and any(self._changed(o) for o in (*link.inputs, *link.outputs)):
+            touched = any(link.node.inputs[i] in new for i in computed)
+            if computed and (touched or any(self._changed(o) for o in (*link.inputs, *link.outputs))):
                 for operand, value in self._wanted(link).items():
                     if operand in computed and isinstance(operand, int) and value is not None:
                         yield link, operand, value
@@ -277,7 +320,7 @@ class _Surgery:
         leaks: set[str] = set()
         outputs = {o.name for o in self.model.outputs}
         links = {link.node.index: link for link in self.graph.links}
-        wanted = {(link.node.index, i): value for link, i, value in self._computed_operands()}
+        wanted = {(link.node.index, i): value for link, i, value in self._computed_operands(new)}
         for name, root in roots.items():
             typed = self.graph.types.get(name)
             if name in outputs or (typed is not None and self.shape(typed) != new[name].shape):
@@ -301,7 +344,8 @@ class _Surgery:
 
     @staticmethod
     def _restated(link: Link, i: int) -> bool:
-        return link.rule.resize is not None and i > 0
+        unread = i >= len(link.rule.inputs) or link.rule.inputs[i] is None
+        return link.rule.resize is not None and unread
 
     def _freeze(self, node: Node) -> None:
         """Let a Shape node go on giving the extents of the original."""
@@ -318,7 +362,7 @@ class _Surgery:
         """Make a computed integer operand state the new extents, for every node that reads it."""
         fixed = self.graph.shapes.static_entries(name)
         first = uses[0][2]
-        alike = all(np.array_equal(wanted, first) for _, _, wanted in uses)
+        alike = all(np.array_equal(wanted, first) for _, _, wanted in uses) and fixed[got != first].all()
         readers = sum(node.inputs.count(name) for node in self.model.consumers[name])
         source = self.model.producers[name]
         if alike and readers == len(uses) and source.op == "Concat":
@@ -330,21 +374,25 @@ class _Surgery:
             if key not in made:
                 made[key] = self._name(f"{name}.cut")
                 after = self._after.setdefault(source.index, [])
-                after += self._spliced(name, made[key], wanted, fixed)
+                after += self._spliced(name, made[key], wanted, fixed, got)
             self._renamed[node.index, i] = made[key]
 
-    def _spliced(self, source: str, result: str, value: Array, fixed: Array) -> list[onnx.NodeProto]:
+    def _spliced(
+        self, source: str, result: str, value: Array, fixed: Array, got: Array | None = None
+    ) -> list[onnx.NodeProto]:
         """Nodes that give `value` where `fixed`, and the entries of `source` elsewhere: a Concat of constants
-        and Gathers, as exporters write shapes."""
-        if value.ndim == 0 or fixed.all():
+        and Gathers, as exporters write shapes. Where `got` is what `source` gives, entries that are right are
+        read from it, and dynamic ones that are not are scaled: they hold the cut units so many times."""
+        if fixed.all():
             constant = onnx.helper.make_node("Constant", [], [result], name=result)
             tensor = onnx.numpy_helper.from_array(np.asarray(value), result)
             constant.attribute.append(onnx.helper.make_attribute("value", tensor))
             return [constant]
         nodes: list[onnx.NodeProto] = []
         parts: list[str] = []
-        for run in np.split(np.arange(value.size), np.flatnonzero(np.diff(fixed)) + 1):
-            if fixed[run[0]]:
+        stated = fixed if got is None else fixed & (got != value)
+        for run in np.split(np.arange(value.size), np.flatnonzero(np.diff(stated)) + 1):
+            if stated[run[0]]:
                 parts.append(self._constant(f"{result}.static", value[run]))
                 continue
             parts.append(self._name(f"{result}.dynamic"))
@@ -352,6 +400,13 @@ class _Surgery:
             nodes.append(
                 onnx.helper.make_node("Gather", [source, index], [parts[-1]], name=parts[-1], axis=0)
             )
+            if got is not None and (got[run] != value[run]).any():
+                common = np.gcd(got[run], value[run])
+                for op, factor in (("Mul", value[run] // common), ("Div", got[run] // common)):
+                    factors = self._constant(f"{result}.{op.lower()}", factor)
+                    scaled = self._name(f"{result}.scaled")
+                    nodes.append(onnx.helper.make_node(op, [parts[-1], factors], [scaled], name=scaled))
+                    parts[-1] = scaled
         nodes.append(onnx.helper.make_node("Concat", parts, [result], name=result, axis=0))
         return nodes
 

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.axes import Axis, Const, Product, Sum, Var, resolve
 from onnxprune.dependency import DependencyGraph, Link
+from onnxprune.flow import graphs, nest
 from onnxprune.model import Model
 from onnxprune.plan import Keep, Plan
 
@@ -23,6 +24,8 @@ TOLERANCE = 1e-4
 WEIGHTS = {
     getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8")
 }
+FLOAT = onnx.TensorProto.FLOAT
+ZERO_POINTS = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
@@ -34,7 +37,7 @@ def masks(graph: DependencyGraph, plan: Plan) -> dict[Var, Array]:
     """Which units of each group the plan keeps."""
     groups = {group.name: group for group in graph.groups}
     result = {}
-    for edit in plan.edits:
+    for edit in plan.keeps:
         result[groups[edit.group].var] = np.isin(np.arange(edit.size), edit.units)
     return result
 
@@ -71,11 +74,13 @@ def stays(axis: Axis, keep: Masks) -> Array:
 
 
 def masked(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
-    """The original with the removed units zeroed in front of every operator that sums over them."""
+    """The original with the removed units zeroed in front of every operator that sums over them; integers
+    that count from a zero point are set to that."""
     keep = masks(graph, plan)
     proto = onnx.ModelProto()
     proto.CopyFrom(graph.model.proto)
-    nodes = {link.node.index: list(_summed(link)) for link in graph.links}
+    nodes = {link.node.index: list(_summed(graph, link)) for link in graph.links}
+    zeros = {link.node.index: link.rule.zero for link in graph.links}
     result: list[onnx.NodeProto] = []
     for index, node in enumerate(proto.graph.node):
         for i, axis, rank, typed in nodes.get(index, ()):
@@ -84,6 +89,15 @@ def masked(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
                 continue
             stem = f"masked.{index}.{i}.{axis}"
             shape = [-1 if j == axis else 1 for j in range(rank)]
+            if (where := zeros.get(index, {}).get(i)) is not None:
+                mask = numpy_helper.from_array(here.reshape(shape), f"{stem}.mask")
+                zero = node.input[where]
+                result.append(helper.make_node("Constant", [], [f"{stem}.mask"], value=mask))
+                result.append(helper.make_node("Where", [f"{stem}.mask", node.input[i], zero], [stem]))
+                node.input[i] = stem
+                continue
+            if graph.shapes.elements.get(node.input[i], FLOAT) in ZERO_POINTS:  # of weights, which are masked
+                continue
             mask = numpy_helper.from_array(here.reshape(shape).astype(np.float32), f"{stem}.mask")
             result.append(helper.make_node("Constant", [], [f"{stem}.mask"], value=mask))
             result.append(helper.make_node("Mul", [node.input[i], f"{stem}.mask"], [stem]))
@@ -92,12 +106,12 @@ def masked(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
     del proto.graph.node[:]
     proto.graph.node.extend(result)
     del proto.graph.value_info[:]
-    return proto
+    return nest(proto)
 
 
-def _summed(link: Link) -> Iterator[tuple[int, int, int, Axis]]:
+def _summed(graph: DependencyGraph, link: Link) -> Iterator[tuple[int, int, int, Axis]]:
     """(input, axis, rank, type) where each label that the node sums over first occurs."""
-    if link.take is not None:
+    if link.take is not None or link.node.op in ("Shape", "Size"):  # these read no values
         return
     rule = link.rule
     made = {name for pattern in rule.outputs for terms in pattern or () for term in terms for name in term}
@@ -107,7 +121,7 @@ def _summed(link: Link) -> Iterator[tuple[int, int, int, Axis]]:
             inside = {name for term in terms for name in term} - made - done
             typed = link.inputs[i] if i < len(link.inputs) else None
             if inside and typed is not None:
-                done |= inside
+                done |= inside if link.node.inputs[i] not in graph.model.constants else set()
                 yield i, axis, len(typed), typed[axis]
 
 
@@ -175,10 +189,13 @@ def elements(tensor: onnx.TensorProto) -> int:
 
 
 def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
+    """Constants by name, in bodies too (where no name occurs twice)."""
+    tensors: dict[str, onnx.TensorProto] = {}
+    for graph in graphs(model):
+        tensors |= {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                tensors[node.output[0]] = node.attribute[0].t
     return tensors
 
 

@@ -822,3 +822,157 @@ def token_networks(draw: DrawFn, low: int = 1, high: int = 5) -> ModelProto:
         return g.model(g.matmul(g.reduce("ReduceMean", n.x, 1, keepdims=False), CLASSES))
     y = g.matmul(n.x, table.extent(1)) if n.width != table.extent(1) else n.x
     return g.model(g.op("MatMul", y, g.transpose(table, 1, 0)))
+
+
+# --------------------------------------------------------------------------- residual blocks of transformers
+
+
+def _normalised(n: Tokens, x: Tensor) -> Tensor:
+    """LayerNormalization, the same spelled out, or a norm without a mean, over the last axis."""
+    g, width, kind = n.g, x.extent(-1), n.number(0, 2)
+    if kind == 0 and g.opset >= 17:
+        return g.op("LayerNormalization", x, n.scaled(width), n.scaled(width), axis=-1)
+    if kind < 2:
+        x = g.op("Sub", x, g.reduce("ReduceMean", x, -1))
+    mean = g.reduce("ReduceMean", g.op("Pow", x, g.const(2.0, np.float32)), -1)
+    return g.mul(g.op("Div", x, g.op("Sqrt", g.add(mean, g.const(1e-3, np.float32)))), n.scaled(width))
+
+
+def _projected(n: Tokens, x: Tensor, heads: int, depth: int) -> list[Tensor]:
+    """Queries, keys and values as (batch, length, heads, depth), from one matrix or from three."""
+    g, kind, every = n.g, n.number(0, 6), 3 * heads * depth
+    if kind == 0:
+        return [n.view(n.dense(x, heads * depth), heads, depth) for _ in range(3)]
+    y = n.dense(x, every)
+    if kind == 1:
+        y = n.view(y, 3, heads, depth)
+        return [g.op("Gather", y, g.const(i), axis=2) for i in range(3)]
+    if kind == 2:
+        y = n.view(y, heads, 3, depth)
+        return [g.squeeze(g.slice(y, [i], [i + 1], [3]), 3) for i in range(3)]
+    if kind == 3:
+        return g.split(n.view(y, heads, 3 * depth), [depth] * 3, axis=3)
+    if kind == 4:
+        return [n.view(part, heads, depth) for part in g.split(y, 3, axis=2)]
+    if kind == 5:
+        return [n.view(g.slice(y, [i], [every], [2], [3]), heads, depth) for i in range(3)]
+    y = g.transpose(n.view(y, 3, heads, depth), 2, 0, 3, 1, 4)
+    return [g.transpose(g.op("Gather", y, g.const(i), axis=0), 0, 2, 1, 3) for i in range(3)]
+
+
+def _shared(n: Tokens, x: Tensor, source: Tensor, depth: int) -> list[Tensor]:
+    """Queries of several heads, keys and values of one (which broadcast) or of groups (which are repeated),
+    perhaps from elsewhere."""
+    times, heads, broadcast = n.number(2, 3), n.number(1, 3), n.flag()
+    if broadcast:
+        heads = 1
+    origins = (x, heads * times), (source, heads), (source, heads)
+    parts = [n.view(n.dense(y, count * depth), count, depth) for y, count in origins]
+    q, k, v = (n.g.transpose(part, 0, 2, 1, 3) for part in parts)
+    if not broadcast:
+        k, v = _repeated(n, k, times), _repeated(n, v, times)
+    return [q, k, v]
+
+
+def _scored(n: Tokens, scores: Tensor, heads: int, depth: int) -> Tensor:
+    """A scale, and what may be added to scores: a mask, a bias of each head."""
+    g = n.g
+    if n.flag():
+        scores = g.op("Div", scores, g.const(depth**0.5, np.float32))
+    if n.flag():
+        table = g.const(np.triu(np.full((LONGEST, LONGEST), -10, np.float32), 1), np.float32)
+        rows = g.op("Slice", table, g.const([0]), n.length(), g.const([0]), shape=("length", LONGEST))
+        scores = g.add(
+            scores, g.op("Slice", rows, g.const([0]), n.length(), g.const([1]), shape=("length",) * 2)
+        )
+    if n.flag():
+        scores = g.mul(scores, n.scaled(heads, 1, 1))
+    if n.flag():
+        place = g.op("Range", g.const(0), g.squeeze(n.length(), 0), g.const(1), shape=("length",))
+        apart = g.op("Abs", g.op("Sub", g.unsqueeze(place, 0), g.unsqueeze(place, 1), shape=("length",) * 2))
+        bias = g.op("Gather", g.const(g.normal(LONGEST, heads), np.float32), apart)
+        scores = g.add(scores, g.unsqueeze(g.transpose(bias, 2, 0, 1), 0))
+    return scores
+
+
+def _attention(n: Tokens, x: Tensor, source: Tensor) -> Tensor:
+    g, depth, share = n.g, 2 * n.number(1, 3), n.flag()
+    if share:
+        q, k, v = _shared(n, x, source, depth)
+    else:
+        q, k, v = (g.transpose(part, 0, 2, 1, 3) for part in _projected(n, x, n.number(1, 4), depth))
+    heads = q.extent(1)
+    if n.flag():
+        q, k = _normalised(n, q), _normalised(n, k)
+    if n.flag():
+        q, k = _rotated(n, q), _rotated(n, k)
+    form = n.number(0, 3)
+    if form == 0 and k.extent(1) == heads:
+        scores = _scored(n, g.op("Einsum", q, k, equation="bhnd,bhmd->bhnm"), heads, depth)
+        y = g.op("Einsum", g.op("Softmax", scores, axis=-1), v, equation="bhnm,bhmd->bnhd")
+    elif form == 1:
+        q, k = (g.op("Sigmoid", part) for part in (q, k))
+        mixed = g.op("MatMul", q, g.op("MatMul", g.transpose(k, 0, 1, 3, 2), v))
+        total = g.reduce("ReduceSum", g.mul(q, g.reduce("ReduceSum", k, 2)), -1)
+        y = g.transpose(g.op("Div", mixed, total), 0, 2, 1, 3)
+    else:
+        scores = _scored(n, g.op("MatMul", q, g.transpose(k, 0, 1, 3, 2)), heads, depth)
+        y = g.transpose(g.op("MatMul", g.op("Softmax", scores, axis=-1), v), 0, 2, 1, 3)
+    return n.dense(n.view(y, heads * depth), n.width)
+
+
+def _neurons(n: Tokens, x: Tensor, _: Tensor) -> Tensor:
+    g, inner, kind = n.g, n.number(2, 10), n.number(0, 2)
+    if kind == 0:
+        y = n.dense(x, inner)
+        return n.dense(g.mul(y, g.op("Erf", y)), n.width)
+    if kind == 1:
+        gate, value = g.split(n.dense(x, 2 * inner), 2, axis=2)
+    else:
+        gate, value = n.dense(x, inner), n.dense(x, inner)
+    return n.dense(g.mul(g.op("Sigmoid", gate), value), n.width)
+
+
+def _convolution(n: Tokens, x: Tensor, _: Tensor) -> Tensor:
+    g = n.g
+    y = g.conv(g.relu(g.conv(g.transpose(x, 0, 2, 1), n.width, 3, group=n.width)), n.number(2, 10), 1)
+    return g.transpose(g.conv(g.relu(y), n.width, 1), 0, 2, 1)
+
+
+RESIDUAL = {"attention": _attention, "ffn": _neurons, "convolution": _convolution}
+
+
+@st.composite
+def transformers(draw: DrawFn) -> ModelProto:
+    """Words, residual blocks with norms on either side, and classes; the blocks may stand side by side or read
+    earlier streams, and their sums may be outputs, too.
+
+    A sum is called by the kind of its block, and ends in `_swapped` if the block is its first operand.
+    """
+    g = Graph(
+        "transformer", opset=draw(st.sampled_from([13, 17, 18])), ir=10, seed=draw(st.integers(0, 2**16))
+    )
+    ids = g.input("batch", "length", name="ids", dtype=TensorProto.INT64)
+    width = draw(st.integers(2, 12))
+    table = g.store("embedding", g.normal(11, width))
+    n = Tokens(g, draw, g.op("Gather", table, ids, axis=0, shape=("batch", "length", width)), table)
+    outputs, streams = [], [n.x]
+    before: Tensor | None = None
+    for kind in draw(st.lists(st.sampled_from(sorted(RESIDUAL)), min_size=1, max_size=4)):
+        if before is None or n.number(0, 3):  # else the block reads what the one before it reads
+            before = _normalised(n, n.x) if n.flag() else n.x
+        source = before if n.flag() else draw(st.sampled_from(streams))
+        added = RESIDUAL[kind](n, before, source)
+        if n.flag():
+            added = g.dropout(g.mul(added, n.scaled(width)), 0.1)
+        swapped = n.flag()
+        name = g.fresh(f"{kind}_join") + "_swapped" * swapped
+        n.x = g.op("Add", *((added, n.x) if swapped else (n.x, added)), name=name)
+        streams.append(n.x)
+        if n.number(0, 7) == 0:
+            outputs.append(n.x)
+        if n.flag():
+            n.x, before = _normalised(n, n.x), None
+    if n.flag():
+        return g.model(g.op("MatMul", n.x, g.transpose(table, 1, 0)), *outputs)
+    return g.model(g.matmul(n.x, CLASSES), *outputs)

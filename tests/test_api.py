@@ -11,7 +11,7 @@ import pytest
 
 import onnxprune
 from models.architectures import resnet18
-from onnxprune import Channels, Keep, NothingToPrune, OnnxPruneError, Plan, UserError
+from onnxprune import Keep, NothingToPrune, OnnxPruneError, Options, Plan, UserError
 from tests.small import net, run, write
 
 
@@ -55,14 +55,14 @@ def test_the_report_is_data(model: onnx.ModelProto) -> None:
 
 
 def test_plans_are_made_edited_and_applied(model: onnx.ModelProto, tmp_path: Path) -> None:
-    plan = onnxprune.make_plan(model, Channels(ratio=0.3, align=1))
+    plan = onnxprune.make_plan(model, Options(channels=0.3, align=1))
     result = onnxprune.apply(model, plan)
     assert result.model == onnxprune.shrink(model, channels=0.3, align=1).model
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json(), encoding="utf-8")
     assert Plan.load(path) == plan
     assert onnxprune.apply(model, path).model == onnxprune.apply(model, str(path)).model == result.model
-    first = plan.edits[0]
+    first = plan.keeps[0]
     own = Plan(plan.model, (Keep(first.group, first.size, (0, 2)),))
     small = onnxprune.apply(model, own)
     assert small.report.cut == 1
@@ -73,9 +73,8 @@ def test_plans_are_made_edited_and_applied(model: onnx.ModelProto, tmp_path: Pat
 
 
 def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
-    """A name that differs between the two would be dropped silently by positional passing."""
-    renamed = {"ratio": "channels", "strategy": "allocation", "minimum": "min_channels"}
-    options = [renamed.get(name, name) for name in inspect.signature(Channels).parameters]
+    renamed = {"strategy": "allocation", "minimum": "min_channels"}
+    options = [renamed.get(name, name) for name in inspect.signature(Options).parameters]
     assert [p for p in inspect.signature(onnxprune.shrink).parameters if p != "model"] == options
     result = onnxprune.shrink(
         model, macs=0.6, criterion="fpgm", allocation="global", align=2, min_channels=3, include=["layer*"],
@@ -84,7 +83,7 @@ def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
     stated = dict(result.plan.options)
     assert (stated["macs"], stated["criterion"], stated["strategy"]) == (0.6, "fpgm", "global")
     assert (stated["align"], stated["minimum"], stated["seed"], stated["allow_lossy"]) == (2, 3, 5, True)
-    assert all(len(edit.units) >= 3 for edit in result.plan.edits)
+    assert all(len(edit.units) >= 3 for edit in result.plan.keeps)
     assert result.report.kept["macs"] <= 0.6
 
 
@@ -103,6 +102,16 @@ def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
         {"channels": 0.3, "criterion": "best"},
         {"channels": 0.3, "allocation": "fair"},
         {"channels": 0.3, "criterion": "random", "seed": -1},
+        {"heads": 1.0},
+        {"head_width": -0.5},
+        {"ffn": 2},
+        {"hidden": float("nan")},
+        {"heads": 0.3, "params": 0.5},
+        {"layers": 0},
+        {"layers": 1.5},
+        {"layers": -1},
+        {"layers": "nan"},
+        {"layers": 1, "layer_criterion": "best"},
     ],
     ids=str,
 )

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "onnxprune"
 
 # Each module may import those to its left only.
 LAYERS = [
-    "errors", "axes", "model", "ops", "sizes", "runtime", "shapes", "dependency", "cost", "plan", "surgery",
-    "rewrite", "criteria", "allocation", "passes", "validation", "report", "inspection", "pipeline", "api", "cli",
+    "errors", "axes", "flow", "model", "ops", "sizes", "runtime", "shapes", "parts", "dependency", "blocks", "cost", "plan", "rewrite", "surgery",
+    "criteria", "allocation", "passes", "validation", "report", "inspection", "pipeline", "api", "cli",
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from onnxprune.errors import NothingToPrune, UserError
 from onnxprune.model import Model
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.pipeline import Result, prune
 from onnxprune.runtime import RunError, Session
 
@@ -46,7 +46,7 @@ def cases(kind: str) -> list[TestCase]:
 def cut(source: onnx.ModelProto | Path, lossy: bool = False) -> Result | None:
     """The pruned model, proven; None where there is nothing to prune."""
     try:
-        result = prune(source, Channels(0.5, align=1, allow_lossy=lossy))
+        result = prune(source, Options(0.5, align=1, allow_lossy=lossy))
     except NothingToPrune:
         return None
     proof = result.report.equivalence

@@ -13,9 +13,12 @@ import pytest
 
 from models.architectures import ARCHITECTURES
 from models.topologies import TOPOLOGIES
+from onnxprune import passes
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Model
-from onnxprune.passes.channels import Channels, choose, plan
+from onnxprune.passes import Options
+from onnxprune.passes.units import choose
 from onnxprune.pipeline import pinned_reasons
 from onnxprune.plan import format_units
 
@@ -25,9 +28,10 @@ FOLDER = Path(__file__).parent / "snapshots"
 def describe(model: onnx.ModelProto) -> Iterator[str]:
     """One line per group, per reason for a pin, and per edit of a plan at 0.5."""
     graph = DependencyGraph(Model(model))
-    options = Channels(0.5, align=1)
-    skipped = {choice.group.name: choice.skipped for choice in choose(graph, options)}
-    kept = {edit.group: format_units(edit.units) for edit in plan(graph, options, "").edits}
+    blocks = Blocks(graph)
+    options = Options(0.5, align=1)
+    skipped = {choice.group.name: choice.skipped for choice in choose(blocks, options)}
+    kept = {edit.group: format_units(edit.units) for edit in passes.plan(blocks, options, "").keeps}
     for group in graph.groups:
         state = f"keep {kept[group.name]}" if group.name in kept else f"whole ({skipped[group.name]})"
         yield f"{group.name} | {group.size} x{group.stride} {group.kind} | {len(group.nodes)} nodes | {state}"

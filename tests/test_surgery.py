@@ -7,7 +7,7 @@ import onnx
 from onnx import helper
 
 from models.builder import Graph
-from onnxprune import Channels, Keep, Plan, make_plan, pipeline, surgery
+from onnxprune import Keep, Options, Plan, make_plan, pipeline, surgery
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Model
 
@@ -25,7 +25,7 @@ def folded_rows() -> onnx.ModelProto:
 
 def test_stated_shapes_of_dynamic_axes_are_not_fixed() -> None:
     model = folded_rows()
-    result = pipeline.prune(model, Channels(0.5, align=1))
+    result = pipeline.prune(model, Options(0.5, align=1))
     (value,) = (v for v in result.model.graph.value_info if v.name == "relu_1.output")
     rows, width = value.type.tensor_type.shape.dim
     assert not rows.HasField("dim_value")
@@ -52,7 +52,7 @@ def test_an_attention_scale_from_a_shape_keeps_its_value() -> None:
     q, k = g.matmul(x, 8), g.matmul(x, 8)
     width = g.op("Cast", g.op("Gather", g.op("Shape", q), g.const(-1), axis=0), to=1, dtype=1)
     scores = g.op("Div", g.op("MatMul", q, g.transpose(k, 0, 2, 1)), g.op("Sqrt", width))
-    result = pipeline.prune(g.model(scores), Channels(0.5, align=1))
+    result = pipeline.prune(g.model(scores), Options(0.5, align=1))
     assert result.report.after.channels < result.report.before.channels
     frozen = [n for n in result.model.graph.node if n.op_type == "Concat"]
     assert frozen, "the Shape must go on giving the old width"
@@ -64,7 +64,7 @@ def test_a_vector_shared_by_layers_of_different_cuts_is_cloned() -> None:
     x = g.input("batch", 3, 6, 6)
     left, right = g.conv(x, 8, 3, bias=bias), g.conv(x, 8, 3, bias=bias)
     model = g.model(g.conv(left, 4, 1), g.conv(right, 4, 1))
-    plan = make_plan(model, Channels(0.5, align=1))
+    plan = make_plan(model, Options(0.5, align=1))
     result = pipeline.apply_plan(model, plan)
     biases = {
         n.input[2]

@@ -7,10 +7,11 @@ import pytest
 
 from models.architectures import ARCHITECTURES
 from models.topologies import NOT_RUNNABLE, TOPOLOGIES
+from onnxprune import passes
 from onnxprune.axes import free_vars
+from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
-from onnxprune.passes import channels
-from onnxprune.passes.channels import Channels
+from onnxprune.passes import Options
 from onnxprune.surgery import apply
 from tests.reference import assert_equal_to_masked, graph_of, parameters
 
@@ -21,7 +22,6 @@ PINNED = {
     "grouped_two_sizes": "convolutions of 3 and of 4 groups: (3 8) and (4 6) have no common units",
     "dynamic_conv": "a softmax over the kernels that are mixed",
     "gather_channels": "a Gather of one position by number",
-    "if_captures": "an If reads the map inside its branches",
 }
 # Groups that a statistic is taken over: cut only where that is allowed.
 LOSSY = {
@@ -46,11 +46,11 @@ MINIATURES = {name: {"width": 0.125, "image": 32, "classes": 4} for name in ARCH
 
 def cut(graph: DependencyGraph, ratio: float) -> tuple[onnx.ModelProto, int]:
     """The model less a share of every group, equal to the masked original; and the units removed."""
-    plan = channels.plan(graph, Channels(ratio=ratio, align=1), graph.model.digest())
+    plan = passes.plan(Blocks(graph), Options(channels=ratio, align=1), graph.model.digest())
     pruned = apply(graph, plan)
     onnx.checker.check_model(pruned, full_check=True)
     assert_equal_to_masked(graph, plan, pruned)
-    return pruned, sum(edit.removed for edit in plan.edits)
+    return pruned, sum(edit.removed for edit in plan.keeps)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.9])

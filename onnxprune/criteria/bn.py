@@ -19,7 +19,7 @@ def score(group: Group, slices: Slices) -> npt.NDArray[np.float64]:
     total = np.zeros(group.size)
     gains = [o for o in group.occurrences if o.role == "gain"]
     for occurrence in gains:
-        rows = slices.rows(group, occurrence)
-        if rows is not None:
-            total += normalised(magnitude.norm(rows, 1))
+        norms = slices.norm(group, occurrence, 1)
+        if norms is not None:
+            total += normalised(norms)
     return total if gains else magnitude.l2(group, slices)

@@ -7,12 +7,9 @@ al., "DepGraph" (2023). Each weight's norms are divided by their mean first. Nee
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxprune.criteria.slices import Rows, Slices, normalised
+from onnxprune.criteria.slices import Scores, Slices, normalised
 from onnxprune.dependency import Group
-
-Scores = npt.NDArray[np.float64]
 
 
 def l1(group: Group, slices: Slices) -> Scores:
@@ -30,17 +27,7 @@ def _score(group: Group, slices: Slices, order: int) -> Scores:
     for occurrence in group.occurrences:
         if occurrence.role == "shift":
             continue
-        rows = slices.rows(group, occurrence)
-        if rows is not None:
-            total += normalised(norm(rows, order))
+        norms = slices.norm(group, occurrence, order)
+        if norms is not None:
+            total += normalised(norms)
     return total
-
-
-def norm(rows: Rows, order: int) -> Scores:
-    """||row||_1 or ||row||_2 of each row."""
-    result: Scores
-    if order == 1:
-        result = np.abs(rows).sum(axis=1, dtype=np.float64)
-    else:
-        result = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return result

@@ -1,4 +1,4 @@
-"""The weights that belong to each unit of a group, as rows of a matrix."""
+"""The weights that belong to each unit of a group: their norms, or the weights themselves."""
 
 from __future__ import annotations
 
@@ -8,42 +8,81 @@ import numpy.typing as npt
 from onnxprune import axes
 from onnxprune.dependency import DependencyGraph, Group, Occurrence
 from onnxprune.errors import UserError
+from onnxprune.model import Array
 
 Rows = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+BLOCK = 2**18  # elements looked at together
 
 
 class Slices:
-    """Looks up unit slices of a model's weights; arrays are read once per tensor."""
+    """Looks up unit slices of a model's weights; each tensor is read once for all its axes, block by block."""
 
     def __init__(self, graph: DependencyGraph) -> None:
         self.graph = graph
-        self._checked: set[str] = set()
+        self._sums: dict[tuple[str, int], tuple[Scores, ...]] = {}
+
+    def norm(self, group: Group, occurrence: Occurrence, order: int) -> Scores | None:
+        """||slice||_1 or ||slice||_2 of each unit, or None for a weight that is not stored."""
+        if occurrence.tensor not in self.graph.model.constants:
+            return None
+        key = occurrence.tensor, order
+        if key not in self._sums:
+            self._sums[key] = self._totals(occurrence, order)
+        along = self._sums[key][occurrence.axis]
+        total = np.zeros(group.size)
+        for units in self._maps(group, occurrence):
+            total += np.bincount(units[units >= 0], along[units >= 0], group.size)
+        return total if order == 1 else np.sqrt(total)
 
     def rows(self, group: Group, occurrence: Occurrence) -> Rows | None:
         """[units, elements of one unit's slice], or None for a weight that is not stored."""
-        model = self.graph.model
-        if occurrence.tensor not in model.constants:
+        if occurrence.tensor not in self.graph.model.constants:
             return None
-        array = model.array(occurrence.tensor).astype(np.float32, copy=False)
-        if occurrence.tensor not in self._checked:
-            self._checked.add(occurrence.tensor)
-            if not np.isfinite(array).all():
-                raise UserError(
-                    f"{model.name}: weight '{occurrence.tensor}' (node '{occurrence.node.label}') holds NaN or Inf, "
-                    "so its units cannot be ranked; repair the model or pass --exclude for that weight"
-                )
-        typed = self.graph.axes_of(occurrence.node, occurrence.input)
-        assert typed is not None
+        self.norm(group, occurrence, 1)  # refuses what is not finite
+        array = self.graph.model.array(occurrence.tensor).astype(np.float32, copy=False)
         moved = np.moveaxis(array, occurrence.axis, 0)
         moved = moved.reshape(moved.shape[0], -1)
         parts = []
-        for _, units in axes.unit_maps(typed[occurrence.axis], group.var):
+        for units in self._maps(group, occurrence):
             order = np.argsort(units, kind="stable")[int((units < 0).sum()) :]
             parts.append(moved[order].reshape(group.size, -1))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
+    def _maps(self, group: Group, occurrence: Occurrence) -> list[axes.IntArray]:
+        typed = self.graph.axes_of(occurrence.node, occurrence.input)
+        assert typed is not None
+        return [units for _, units in axes.unit_maps(typed[occurrence.axis], group.var)]
 
-def normalised(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def _totals(self, occurrence: Occurrence, order: int) -> tuple[Scores, ...]:
+        array = self.graph.model.array(occurrence.tensor)
+        with np.errstate(over="ignore", invalid="ignore"):
+            totals = _power_sums(array, order, np.float32)
+            if not np.isfinite(totals[0]).all():
+                totals = _power_sums(array, order, np.float64)
+        if not np.isfinite(totals[0]).all():
+            raise UserError(
+                f"{self.graph.model.name}: weight '{occurrence.tensor}' (node '{occurrence.node.label}') holds NaN or "
+                "Inf, so its units cannot be ranked; repair the model or pass --exclude for that weight"
+            )
+        return totals
+
+
+def _power_sums(array: Array, order: int, dtype: type[np.floating]) -> tuple[Scores, ...]:
+    """For each axis, the sums of |w|^order over everything else."""
+    totals = tuple(np.zeros(size) for size in array.shape)
+    others = [tuple(a for a in range(array.ndim) if a != axis) for axis in range(array.ndim)]
+    step = max(BLOCK // max(array[:1].size, 1), 1)
+    for start in range(0, len(array), step):
+        block = array[start : start + step].astype(dtype, copy=False)
+        powers = np.abs(block) if order == 1 else np.square(block)
+        for axis, total in enumerate(totals):
+            here = total[start : start + step] if axis == 0 else total
+            here += powers.sum(axis=others[axis], dtype=np.float64)
+    return totals
+
+
+def normalised(values: Scores) -> Scores:
     """Divided by the mean, so that layers of different scale count alike."""
     mean = values.mean()
     return values / mean if mean > 0 else np.ones_like(values)

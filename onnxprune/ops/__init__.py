@@ -1,16 +1,21 @@
 """What operators are: one declaration each, one file per family."""
 
 from onnxprune.ops import (
+    attention,
     contrib,
+    control,
     conv,
     index,
     matmul,
     norm,
     pointwise,
     pool,
+    qlinear,
     quantize,
+    recurrent,
     reduce,
     reshape,
+    scatter,
     shape,
 )
 from onnxprune.ops.spec import (
@@ -36,7 +41,9 @@ __all__ = [
     "Sample",
     "Take",
     "Unknown",
+    "attention",
     "contrib",
+    "control",
     "conv",
     "declared",
     "index",
@@ -46,8 +53,11 @@ __all__ = [
     "op",
     "pointwise",
     "pool",
+    "qlinear",
     "quantize",
+    "recurrent",
     "reduce",
     "reshape",
+    "scatter",
     "shape",
 ]

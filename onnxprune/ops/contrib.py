@@ -70,13 +70,24 @@ op("Gelu", "QuickGelu", domain=DOMAIN, since=1, samples=[Sample(((2, 3, 4),))])(
 op("SimplifiedLayerNormalization", since=1, samples=[Sample(((2, 3, 4), (4,)))])(layer_normalization)
 
 
+_SKIP = [
+    Sample(((2, 3, 4), (2, 3, 4), (4,))),
+    Sample(((2, 3, 4), (2, 3, 4), (4,), (4,))),
+    Sample(((2, 3, 4), (2, 3, 4), (4,)), outputs=4),
+]
+
+
 @op(
     "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
     domain=DOMAIN,
     since=1,
-    samples=[Sample(((2, 3, 4), (2, 3, 4), (4,)))],
+    samples=[
+        *_SKIP,
+        Sample(((2, 3, 4), (1, 3, 4), (4,), (4,), (4,))),
+        Sample(((2, 3, 4), (3, 4), (4,), None, (4,)), {"epsilon": 0.1}, outputs=4),
+    ],
 )
+@op("SkipSimplifiedLayerNormalization", domain=DOMAIN, since=1, samples=_SKIP)
 def skip_layer_normalization(node: NodeView) -> Rule:
     axes = names("a", node.rank())
     data: Pattern = tuple(map(label, axes))
@@ -90,10 +101,12 @@ def skip_layer_normalization(node: NodeView) -> Rule:
             for j, size in enumerate(shape)
         )
 
+    inside = node.op == "SkipSimplifiedLayerNormalization" and node.has(3)  # a bias in front of the norm
     return Rule(
         tuple(operand(i) for i in range(len(node.shapes))),
         (data, None, None, data),
-        gain=2,
+        gain=None if inside else 2,
+        adds=(0, 1),
         lossy={axes[-1]: STATISTIC},
     )
 
@@ -124,27 +137,4 @@ def embed_layer_normalization(node: NodeView) -> Rule:
         pinned=pins(("words", "places", "segments", "s"), "picked by position"),
         gain=5,
         lossy={"d": STATISTIC},
-    )
-
-
-@op(
-    "Attention",
-    domain=DOMAIN,
-    since=1,
-    samples=[Sample(((2, 3, 6), (6, 24), (24,)), {"num_heads": 2, "scale": 0.5})],
-)
-def attention(node: NodeView) -> Rule | Pinned:
-    sizes = node.attr("qkv_hidden_sizes")
-    if sizes is not None and len(set(sizes)) > 1:
-        return Pinned("its queries, keys and values differ in width")
-    if any(node.has(i) for i in range(4, len(node.shapes))) or len(node.out_shapes) > 1:
-        return Pinned("it carries past keys and values, or a bias")
-    if node.attr("do_rotary", 0) or sizes is not None:
-        return Pinned("its attributes state widths that a cut would change")
-    return Rule.of(
-        "b s i, i (t h d), (t h d) -> b s (h d)",
-        sizes={"t": 3, "h": int(node.attr("num_heads"))},
-        attributes={"num_heads": "h"},
-        pinned=pins(("t", "d"), "scores are taken over it") | {"s": "positions attend to each other"},
-        macs=("b", "s", "i", "t", "h", "d"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.spec import NodeView, Rule, Sample, names, op, pins
+from onnxprune.ops.spec import NodeView, Pinned, Rule, Sample, names, op, pins
 
 
 def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -53,4 +53,26 @@ def conv_transpose(node: NodeView) -> Rule:
         pinned=pins((*h, *p, *y), "kernel window"),
         macs=("n", "g", "o", "i", *p, *h),
         linear=(1, 2),
+    )
+
+
+@op(
+    "DeformConv",
+    since=19,
+    samples=[
+        Sample(((1, 4, 4, 4), (6, 4, 2, 2), (1, 8, 3, 3), (6,)), {"kernel_shape": [2, 2]}, opset=19),
+        Sample(((1, 4, 4, 4), (6, 2, 2, 2), (1, 8, 3, 3)), {"kernel_shape": [2, 2], "group": 2}, opset=19),
+    ],
+)
+def deform_conv(node: NodeView) -> Rule | Pinned:
+    if int(node.attr("offset_group", 1)) != 1:
+        return Pinned("its channels move in groups")
+    h, p, y = _spatial(node)
+    space, taps = " ".join(y), " ".join(p)
+    return Rule.of(
+        f"n (g i) {' '.join(h)}, (g o) i {taps}, n shift {space}, (g o), n ({taps}) {space} -> n (g o) {space}",
+        sizes={"g": int(node.attr("group", 1))},
+        attributes={"group": "g"},
+        pinned=pins((*h, *p, *y), "kernel window") | {"shift": "two per tap of the window"},
+        macs=("n", "g", "o", "i", *p, *y),
     )

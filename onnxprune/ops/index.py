@@ -196,10 +196,11 @@ def gather(node: NodeView) -> Rule | Take:
         return Take(axis, np.asarray(index) % node.shape()[axis], operand=1)
     axes, picks = names("a", node.rank()), names("i", node.rank(1))
     output = (*axes[:axis], *picks, *axes[axis + 1 :])
+    any_will_do = node.measured and index is not None and index.ndim == 0 and int(index) in (0, -1)
     return Rule(
         (tuple(map(label, axes)), tuple(map(label, picks))),
         (tuple(map(label, output)),),
-        pinned={axes[axis]: "picked by position"},
+        pinned={} if any_will_do else {axes[axis]: "picked by position"},
     )
 
 

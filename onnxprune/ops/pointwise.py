@@ -106,7 +106,8 @@ def unary(node: NodeView) -> Rule:
 
 def nary(node: NodeView) -> Rule:
     inputs, output = broadcast(node.shapes, node.out_shape())
-    return Rule(inputs, (output,))
+    adds = tuple(range(len(inputs))) if node.op in ("Add", "Sum") else ()
+    return Rule(inputs, (output,), adds=adds)
 
 
 _FLAGS = np.array([[True, False, True], [False, False, True]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from onnxprune.ops.spec import (
@@ -121,3 +123,64 @@ def grid_sample(node: NodeView) -> Rule:
     return Rule.of(
         f"n c {' '.join(h)}, n {out} xy -> n c {out}", pinned=pins((*h, "xy"), "sampled by position")
     )
+
+
+_BATCH = np.array([1, 0, 1])
+_PLACES = np.array([[[[0, 2], [9, 15]], [[17, 18], [25, 30]]]])
+
+
+@op(
+    "RoiAlign",
+    since=10,
+    samples=[
+        Sample(
+            ((2, 3, 6, 6), np.array([[0, 0, 4, 4], [1, 1, 5, 3], [0, 2, 2, 5]], np.float32), _BATCH),
+            {"output_height": 2, "output_width": 2},
+        )
+    ],
+)
+@op(
+    "MaxRoiPool",
+    since=1,
+    samples=[
+        Sample(
+            ((2, 3, 6, 6), np.array([[1, 0, 0, 4, 4], [0, 1, 1, 5, 3]], np.float32)),
+            {"pooled_shape": [2, 2]},
+        )
+    ],
+)
+def roi_pool(node: NodeView) -> Rule:
+    rule = Rule.of(
+        "n c h w, r corner, r -> r c y x",
+        pinned=pins(("n", "h", "w", "corner", "y", "x"), "regions are cut out by position"),
+    )
+    return rule if node.has(2) else dataclasses.replace(rule, inputs=rule.inputs[:2])
+
+
+@op(
+    "MaxUnpool",
+    since=9,
+    samples=[Sample(((1, 2, 2, 2), _PLACES), {"kernel_shape": [2, 2], "strides": [2, 2]})],
+)
+def max_unpool(node: NodeView) -> Rule:
+    space, grown = names("s", node.rank() - 2), names("y", node.rank() - 2)
+    data = f"n c {' '.join(space)}"
+    return Rule.of(
+        f"{data}, {data} -> n c {' '.join(grown)}",
+        pinned=pins(("n", "c", *space, *grown), "written by position"),
+    )
+
+
+@op(
+    "ReverseSequence",
+    since=10,
+    samples=[
+        Sample(((4, 2, 3), np.array([4, 2])), {"time_axis": 0, "batch_axis": 1}),
+        Sample(((2, 4, 3), np.array([1, 3])), {"time_axis": 1, "batch_axis": 0}),
+    ],
+)
+def reverse_sequence(node: NodeView) -> Rule:
+    axes = names("a", node.rank())
+    time, batch = axes[int(node.attr("time_axis", 0))], axes[int(node.attr("batch_axis", 1))]
+    data = tuple(map(label, axes))
+    return Rule((data, (label(batch),)), (data,), pinned={time: "positions are turned around"})

@@ -68,10 +68,16 @@ class Rule:
     sizes             extents of labels that the shapes alone do not give
     pinned, lossy     label -> why it cannot be cut, or not exactly
     attributes        attribute name -> the label whose extent it states
-    macs              labels whose product is the number of multiply-accumulates
+    tied              label -> the label that it is the same axis as: where a node sums over an axis that it
+                      also makes (the state of a recurrent layer), the operand's side has a name of its own
+    macs              labels whose product is the number of multiply-accumulates, or several such products
     linear            (weight, bias) operand positions where the node is affine in its last inputs:
                       scaling an output label scales that operand
     gain              position of the operand that scales each unit of a normalisation
+    adds              operands whose elementwise sum is the first output, or is normalised to it
+    heads             labels that count attention heads (elsewhere they are found by structure)
+    zero              operand -> the operand that holds its zero point, where its integers count from one;
+                      None where no value in it means nothing (weights packed into bytes)
     resize            integer operands and attributes after a cut (see `Resize`)
     """
 
@@ -81,15 +87,25 @@ class Rule:
     pinned: Mapping[str, str] = field(default_factory=dict)
     lossy: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
-    macs: Term = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    macs: Term | AxisPattern = ()
     linear: tuple[int, int] | None = None
     gain: int | None = None
+    adds: tuple[int, ...] = ()
+    heads: Term = ()
+    zero: Mapping[int, int | None] = field(default_factory=dict)
     resize: Callable[[Resize], dict[int | str, Array | None]] | None = None
 
     @staticmethod
     def of(text: str, **options: Any) -> Rule:
         inputs, outputs = parse(text)
         return Rule(inputs, outputs, **options)
+
+    @property
+    def products(self) -> AxisPattern:
+        """The terms of `macs`."""
+        labels = tuple(part for part in self.macs if isinstance(part, str))
+        return (labels,) if labels else tuple(part for part in self.macs if not isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +158,7 @@ class NodeView:
     out_shapes: tuple[Shape | None, ...]
     values: Callable[[int], Array | None]
     fixed: Callable[[int], bool] = lambda _: True  # whether operand i is the same at all sizes
+    measured: bool = False  # whether nothing reads more of the outputs than their extents
 
     def attr(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)

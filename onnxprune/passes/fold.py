@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import rewrite
+from onnxprune import flow, rewrite
 from onnxprune.model import FLOATS, Array, Model, Node, fresh_name, subgraphs
 from onnxprune.ops import Rule, Unknown, lookup
 from onnxprune.ops.spec import Pattern
@@ -41,8 +41,8 @@ def fold(model: Model) -> tuple[onnx.ModelProto, list[Edit]]:
     edits: list[Edit] = []
     while found := plan(model):
         edits += found
-        model = Model(rewrite.apply(model, found), model.path, model.external)
-    return model.proto, edits
+        model = Model(rewrite.edited(model, found), model.path, model.external)
+    return flow.nest(model.proto) if edits else model.source, edits
 
 
 def plan(model: Model) -> list[Edit]:
@@ -58,6 +58,7 @@ class _Facts:
         self.model = model
         annotations = model.proto.graph.quantization_annotation
         captured = {name for node in model.nodes for name in node.captured}
+        captured |= {name for node in model.nodes if node.domain == flow.DOMAIN for name in node.inputs}
         self.outputs = {output.name for output in model.outputs}
         self.pinned = self.outputs | {a.tensor_name for a in annotations}  # neither removed nor changed
         self.fixed = self.pinned | captured
@@ -84,7 +85,11 @@ class _Facts:
     def only_reader(self, name: str) -> Node | None:
         """The node that alone reads a tensor, if nothing else depends on the tensor."""
         nodes = self.readers(name)
-        return nodes[0] if len(nodes) == 1 and name not in self.fixed else None
+        if len(nodes) != 1 or name in self.fixed:
+            return None
+        scopes = self.model.scopes
+        same = all(scopes.of(output) == scopes.of(name) for output in nodes[0].outputs if output)
+        return nodes[0] if same else None
 
     def float64(self, name: str) -> Array:
         return self.model.array(name).astype(np.float64)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from onnxprune import flow
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import copied
 from onnxprune.runtime import Feeds
 
-RUNNABLE = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft", "com.microsoft.nchwc"}
+RUNNABLE = {
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "ai.onnx.preview",
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    flow.DOMAIN,
+}
 
 
 def foreign(proto: onnx.ModelProto) -> list[str]:
@@ -52,7 +61,7 @@ def around(graph: DependencyGraph, proto: onnx.ModelProto) -> onnx.ModelProto:
     result.graph.output.extend(value for value in proto.graph.output if value.name in made)
     stated = {value.name for value in result.graph.output}
     for name in read:
-        if name in made and name not in stated:
+        if name in made and name not in stated and not graph.model.scopes.of(name):
             element = graph.shapes.elements.get(name, onnx.TensorProto.FLOAT)
             result.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
     kept = [o for o in result.opset_import if o.domain in RUNNABLE]
@@ -61,9 +70,9 @@ def around(graph: DependencyGraph, proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def extra_feeds(extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
+def extra_feeds(extra: list[onnx.ValueInfoProto]) -> Feeds:
     """Seeded values for inputs that stand for what such operators made."""
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([0, 1])
     feeds: Feeds = {}
     for value in extra:
         if value.name.startswith("onnxprune."):
@@ -74,15 +83,76 @@ def extra_feeds(extra: list[onnx.ValueInfoProto], seed: int) -> Feeds:
     return feeds
 
 
-def unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with QuantizeLinear -> DequantizeLinear pairs taken out: rounding turns a difference in
-    the last bit into one of a whole quantum, which says nothing about the graph."""
-    makers = {o: node for node in proto.graph.node for o in node.output}
+# By operand the permutation from `layout` 1 to `layout` 0, and by output the one back.
+_STEPS_FIRST = {0: (1, 0, 2), 5: (1, 0, 2), 6: (1, 0, 2)}
+_BATCH_FIRST = {0: (2, 0, 1, 3), 1: (1, 0, 2), 2: (1, 0, 2)}
+
+
+def is_batch_first(node: onnx.NodeProto) -> bool:
+    """Whether it is a recurrent layer of `layout` 1, for which onnxruntime has no kernel."""
+    return node.op_type in ("LSTM", "GRU", "RNN") and any(a.name == "layout" and a.i for a in node.attribute)
+
+
+def steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with recurrent layers of `layout` 1 written in `layout` 0, between transpositions."""
     result = copied(proto)
-    for node in result.graph.node:
-        source = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if source is not None and source.op_type == "QuantizeLinear":
-            node.CopyFrom(
-                onnx.helper.make_node("Identity", [source.input[0]], list(node.output), name=node.name)
+    del result.graph.node[:]
+    for source in proto.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(source)
+        if not is_batch_first(source):
+            result.graph.node.append(node)
+            continue
+        turned: list[onnx.NodeProto] = []
+        for names, order, back in ((node.input, _STEPS_FIRST, False), (node.output, _BATCH_FIRST, True)):
+            for i, perm in order.items():
+                if i >= len(names) or not names[i]:
+                    continue
+                outer, names[i] = names[i], f"onnxprune.steps.{source.output[0]}.{int(back)}.{i}"
+                ends = (names[i], outer) if back else (outer, names[i])
+                turn = onnx.helper.make_node("Transpose", ends[:1], ends[1:], perm=perm)
+                (turned if back else result.graph.node).append(turn)
+        kept = [a for a in node.attribute if a.name != "layout"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        result.graph.node.append(node)
+        result.graph.node.extend(turned)
+    return result
+
+
+def is_rounded_recurrence(node: onnx.NodeProto) -> bool:
+    """Whether it is a recurrent layer that rounds its state at each step, by the range of all units."""
+    return node.op_type == "DynamicQuantizeLSTM"
+
+
+def real_recurrence(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with such layers on real numbers, with the weights that their bytes stand for."""
+    result = copied(proto)
+    del result.graph.node[:]
+    make = onnx.helper.make_node
+    for source in proto.graph.node:
+        if not is_rounded_recurrence(source):
+            result.graph.node.append(source)
+            continue
+        inputs = list(source.input[:8])
+        stem = f"onnxprune.real.{source.output[0]}"
+        target = onnx.numpy_helper.from_array(np.array([0, 1, -1]), f"{stem}.shape")
+        result.graph.initializer.append(target)
+        for weight, scale, zero in ((1, 8, 9), (2, 10, 11)):
+            name = f"{stem}.{weight}"
+            result.graph.node.extend(
+                (
+                    make("Cast", [source.input[weight]], [f"{name}.bytes"], to=onnx.TensorProto.FLOAT),
+                    make("Cast", [source.input[zero]], [f"{name}.zero"], to=onnx.TensorProto.FLOAT),
+                    make("Reshape", [f"{name}.zero", target.name], [f"{name}.zeros"]),
+                    make("Reshape", [source.input[scale], target.name], [f"{name}.scales"]),
+                    make("Sub", [f"{name}.bytes", f"{name}.zeros"], [f"{name}.steps"]),
+                    make("Mul", [f"{name}.steps", f"{name}.scales"], [f"{name}.real"]),
+                    make("Transpose", [f"{name}.real"], [name], perm=[0, 2, 1]),
+                )
             )
+            inputs[weight] = name
+        node = make("LSTM", inputs, list(source.output), name=source.name)
+        node.attribute.extend(source.attribute)
+        result.graph.node.append(node)
     return result

@@ -6,26 +6,31 @@ where axes are dynamic. It needs no data and no labels, and holds whatever was r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 
+from onnxprune import flow
 from onnxprune.axes import Keep, kept_positions
+from onnxprune.blocks import Block
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS
-from onnxprune.runtime import Feeds, RunError, Session, index_bounds, make_feeds
-from onnxprune.sizes import Sizes, assignments, dynamic_dims
-from onnxprune.validation import comparable
+from onnxprune.parts import too_large
+from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, make_feeds
+from onnxprune.shapes import accepted_runs
+from onnxprune.sizes import Sizes
+from onnxprune.validation import comparable, in_parts, unrounded
+from onnxprune.validation.difference import difference
 from onnxprune.validation.masked import masked
 
 TOLERANCE = 1e-4  # of the largest value of an output, for float32 and float64
 TOLERANCE_16 = 1e-2  # the same where weights are float16 or bfloat16
 OPTIMISED_TOLERANCE = 1e-2  # between a model with and without onnxruntime's optimisations
 RUNS = 2
+SHOWN = 4  # branches named in a note
 RETRIES = 3  # further seeds where an output behind a ranking (TopK, NonMaxSuppression) differs
 
 
@@ -47,32 +52,59 @@ class Equivalence:
         return {**asdict(self), "passed": self.passed}
 
 
-def check(graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto) -> Equivalence:
+def check(
+    graph: DependencyGraph, keep: Keep, pruned: onnx.ModelProto, removed: Sequence[Block] = ()
+) -> Equivalence:
     """Compare a pruned model with the masked original.
 
     Raises `UserError` if onnxruntime cannot run the original, `RunError` if it cannot run the pruned one.
     """
-    reference = masked(graph, keep)
+    reference, pruned = masked(graph, keep, removed), flow.flatten(pruned).proto
     notes: list[str] = []
     if foreign := comparable.foreign(reference):
         notes.append(f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it")
         reference, pruned = comparable.around(graph, reference), comparable.around(graph, pruned)
-    if any(node.op_type == "QuantizeLinear" for node in reference.graph.node):
-        notes.append("checked without the rounding of activations (QuantizeLinear)")
-        reference, pruned = comparable.unrounded(reference), comparable.unrounded(pruned)
+    if any(map(comparable.is_batch_first, reference.graph.node)):
+        notes.append("checked with recurrent layers of layout 1 written in layout 0")
+        reference, pruned = comparable.steps_first(reference), comparable.steps_first(pruned)
+    if any(map(comparable.is_rounded_recurrence, reference.graph.node)):
+        notes.append("checked without the rounding of states (DynamicQuantizeLSTM)")
+        reference, pruned = comparable.real_recurrence(reference), comparable.real_recurrence(pruned)
+    rounded = None
+    if rounding := unrounded.rounding(reference):
+        notes.append(f"checked without the rounding of activations ({', '.join(rounding)})")
+        rounded = pruned
+        reference = unrounded.unrounded(reference, graph.shapes)
+        pruned = unrounded.unrounded(pruned, graph.shapes)
     names = _compared(graph, reference, pruned, keep)
-    runs, expected = _reference_runs(graph, reference, names)
+    if too_large(graph.model):
+        extra = _extra_feeds(graph, reference)
+        worst, sizes, count = in_parts.compare(graph, keep, reference, pruned, names, extra)
+        notes.append(f"too large to run twice: checked in {count} parts, each on what the original gives it")
+        return Equivalence(worst, _tolerance(graph), tuple(names), tuple(sizes), tuple(notes))
+    if foreign and not names:
+        raise UserError(
+            f"{graph.model.name}: onnxruntime has no {', '.join(foreign)}, and without it nothing of the graph "
+            "can be checked; nothing was written"
+        )
+    runs, expected, idle = _reference_runs(graph, reference, names)
+    if idle:
+        named = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
+        notes.append(f"branches that no input of the check takes: {named}")
     del reference
     session = Session(pruned, expose=_inner(pruned, names, graph))
-    worst = 0.0
-    for _, feeds, want in runs:
-        worst = max(worst, _difference(want, session.run(feeds, names)))
+    errors = [difference(want, session.run(feeds, names)) for _, feeds, want in runs]
+    if rounded is not None:  # that it runs is not said by the other form of it
+        Session(rounded).run(runs[0][1])
     tolerance = _tolerance(graph)
-    if worst > tolerance and expected is not None:
-        again = [_difference(want, session.run(feeds, names)) for feeds, want in expected()]
-        if again and min(again) <= tolerance:
+    if max(errors) > tolerance and expected is not None:
+        for i, run in enumerate(runs):
+            if errors[i] > tolerance:
+                again = (difference(want, session.run(feeds, names)) for feeds, want in expected(run))
+                errors[i] = min(errors[i], *again)
+        if max(errors) <= tolerance:
             notes.append("an order decided by nearly equal values differed on some inputs")
-            worst = min(again)
+    worst = max(errors)
     if worst <= tolerance and names:
         why = _optimised(graph, pruned, session, [feeds for _, feeds, _ in runs], names)
         if why is not None:
@@ -94,7 +126,7 @@ def _optimised(
     def failure(proto: onnx.ModelProto, plain: Session) -> str | None:
         try:
             session = Session(proto, "basic", expose=_inner(proto, names, graph))
-            worst = max(_difference(plain.run(feed, names), session.run(feed, names)) for feed in feeds)
+            worst = max(difference(plain.run(feed, names), session.run(feed, names)) for feed in feeds)
         except RunError as error:
             return str(error)
         return f"outputs differ by {worst:.1e}" if worst > OPTIMISED_TOLERANCE else None
@@ -111,88 +143,79 @@ def _optimised(
 
 
 Run = tuple[Sizes, Feeds, dict[str, Any]]
-Retry = Callable[[], Iterator[tuple[Feeds, dict[str, Any]]]]
+Retry = Callable[[Run], Iterator[tuple[Feeds, dict[str, Any]]]]
 
 
 def _reference_runs(
     graph: DependencyGraph, reference: onnx.ModelProto, names: list[str]
-) -> tuple[list[Run], Retry | None]:
-    """Run the masked original at sizes it accepts; and more seeds, later, where it ranks values."""
+) -> tuple[list[Run], Retry | None, list[str]]:
+    """Run the masked original at sizes it accepts; and more seeds, later, where it ranks values. Also the
+    branches that never ran."""
     model = graph.model
+    watching, watches = flow.watched(reference)
+    marks = [watch.name for watch in watches]
+    shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in marks]
     try:
-        session = Session(reference, expose=_inner(reference, names, graph))
+        session = Session(watching, expose=[*_inner(reference, names, graph), *shown])
     except RunError as error:
         raise UserError(
             f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written"
         ) from None
-    bounds = index_bounds(model, graph.shapes.shapes)
-    extra = [v for v in reference.graph.input if v.name not in {i.name for i in model.proto.graph.input}]
-    runs: list[Run] = []
-    failure = ""
-    for seed, sizes in enumerate(candidate_sizes(graph)):
-        try:
-            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(extra, seed)
-            want = session.run(feeds, names)
-        except RunError as error:
-            failure = failure or str(error)
-            continue
-        runs.append((sizes, feeds, want))
-        if len(runs) == RUNS:
-            break
-    if not runs:
-        raise UserError(f"{model.name}: onnxruntime cannot run the model: {failure}; nothing was written")
+    extra = _extra_feeds(graph, reference)
+    try:
+        runs = accepted_runs(
+            model, graph.shapes, lambda feeds: session.run(feeds | extra, [*names, *marks]), RUNS
+        )
+    except OutOfMemory:
+        raise
+    except RunError as error:
+        raise UserError(
+            f"{model.name}: onnxruntime cannot run the model: {error}; nothing was written"
+        ) from None
+    idle = _idle(graph, watches, [want for _, _, want in runs])
+    runs = [(sizes, feeds | extra, {name: want[name] for name in names}) for sizes, feeds, want in runs]
 
-    def more() -> Iterator[tuple[Feeds, dict[str, Any]]]:
-        sizes = runs[0][0]
+    def more(run: Run) -> Iterator[tuple[Feeds, dict[str, Any]]]:
+        """Other values for the same way through the graph."""
+        sizes, given, _ = run
+        kept = {name: array for name, array in given.items() if array.dtype.kind in "biu"} | extra
         for seed in range(100, 100 + RETRIES):
-            feeds = make_feeds(model, sizes, seed, bounds) | comparable.extra_feeds(extra, seed)
+            feeds = make_feeds(model, sizes, seed, {}) | kept
             yield feeds, session.run(feeds, names)
 
-    ranked = any(node.op in _RANKING or node.captured for node in model.nodes)
-    return runs, more if ranked else None
+    ranked = any(node.op in _RANKING or node.captured or node.domain == flow.DOMAIN for node in model.nodes)
+    return runs, more if ranked else None, idle
 
 
-_RANKING = {"TopK", "NonMaxSuppression", "ArgMax", "ArgMin", "NonZero", "Round", "Loop", "If"}
+def _idle(graph: DependencyGraph, watches: Sequence[flow.Watch], values: list[dict[str, Any]]) -> list[str]:
+    """The branches that no run took, though their condition is not the same at all sizes."""
+    found = []
+    for watch in watches:
+        known = watch.condition in graph.shapes.values
+        if known and graph.shapes.static_entries(watch.condition).all():
+            continue
+        taken = {float(value[watch.name].item()) for value in values}
+        found += [
+            f"{branch} of '{watch.label}'"
+            for branch, mark in (("then", 1.0), ("else", 0.0))
+            if mark not in taken
+        ]
+    return found
 
 
-def candidate_sizes(graph: DependencyGraph) -> Iterator[Sizes]:
-    """Sizes of dynamic dimensions to run at, most telling first."""
-    shapes = graph.shapes
-    yield shapes.sizes
-    if shapes.other is not None and shapes.other.sizes != shapes.sizes:
-        yield shapes.other.sizes
-    keys = dynamic_dims(graph.model)
-    if keys:
-        yield from assignments(keys)
-        yield from (dict.fromkeys(keys, size) for size in (1, 2, 8, 32, 64, 256))
-    yield shapes.sizes
+_RANKING = {"TopK", "NonMaxSuppression", "ArgMax", "ArgMin", "NonZero", "Round"}
+
+
+def _extra_feeds(graph: DependencyGraph, reference: onnx.ModelProto) -> Feeds:
+    """What stands for the results of operators that onnxruntime does not have."""
+    known = {value.name for value in graph.model.proto.graph.input}
+    return comparable.extra_feeds([v for v in reference.graph.input if v.name not in known])
 
 
 def _tolerance(graph: DependencyGraph) -> float:
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     half = any(t.data_type in halves for t in graph.model.constants.values())
     return TOLERANCE_16 if half else TOLERANCE
-
-
-def _difference(want: Mapping[str, Any], got: Mapping[str, Any]) -> float:
-    """The largest |want - got| / max |want| over the outputs; infinite where shapes or finiteness differ."""
-    worst = 0.0
-    for name, a in want.items():
-        b = got[name]
-        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
-            if isinstance(a, np.ndarray):
-                return float("inf")
-            continue
-        if not a.size:
-            continue
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        finite = np.isfinite(x)
-        if (finite != np.isfinite(y)).any() or not np.array_equal(x[~finite], y[~finite], equal_nan=True):
-            return float("inf")
-        if finite.any():
-            scale = max(float(np.abs(x[finite]).max()), 1e-30)
-            worst = max(worst, float(np.abs(x[finite] - y[finite]).max()) / scale)
-    return worst
 
 
 def _compared(
@@ -208,14 +231,16 @@ def _compared(
     def whole(name: str) -> bool:
         typed = graph.types.get(name)
         cut = typed is None or any(kept_positions(axis, keep) is not None for axis in typed)
-        return not cut and name in both and elements.get(name) in FLOATS
+        inside = graph.model.scopes.of(name)  # a body, whose tensors no run gives
+        return not cut and not inside and name in both and elements.get(name) in FLOATS
 
     for output in reference.graph.output:
         waiting, seen = [output.name], {output.name}
         while waiting:
             name = waiting.pop()
             element = elements.get(name) or _stated(graph, name)
-            if (name == output.name and element in FLOATS) or whole(name):
+            stated = {element, output.type.tensor_type.elem_type}  # integers may be written as floats here
+            if (name == output.name and not stated.isdisjoint(FLOATS)) or whole(name):
                 names[_unsaturated(graph, name, whole)] = None
             elif name in producers:
                 fresh = [i for i in producers[name].input if i and i not in seen]
@@ -226,15 +251,19 @@ def _compared(
 
 # Functions that flatten differences: far from zero their results say little about their inputs.
 _SATURATING = {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Erf", "Clip", "Identity"}
+_REARRANGING = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 
 
 def _unsaturated(graph: DependencyGraph, name: str, whole: Callable[[str], bool]) -> str:
-    """The float tensor in front of the saturating functions that end in `name`."""
-    while (node := graph.model.producers.get(name)) is not None and node.op in _SATURATING:
-        if not whole(node.inputs[0]):
-            break
+    """The float tensor in front of the saturating functions that end in `name`, or in a new layout of it."""
+    found = name
+    while (node := graph.model.producers.get(name)) is not None and node.op in _SATURATING | _REARRANGING:
         name = node.inputs[0]
-    return name
+        if not whole(name):
+            break
+        if node.op in _SATURATING:
+            found = name
+    return found
 
 
 def _stated(graph: DependencyGraph, name: str) -> int:

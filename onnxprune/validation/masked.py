@@ -1,17 +1,20 @@
 """The masked original: the reference that a pruned model must equal.
 
 masked(G, R) is G with the contribution of the removed units R taken out of every contraction that
-reads them: the operand is zeroed there, in front of that consumer only. What a removed unit carries up
-to that point (a bias, a BatchNorm shift, sigmoid(0)) does not matter. A statistic over a cut axis
-(lossy) is taken over the kept positions.
+reads them: the operand is zeroed there (or set to its zero point), in front of that consumer only. What a
+removed unit carries up to that point (a bias, a BatchNorm shift, sigmoid(0)) does not matter. A statistic
+over a cut axis (lossy) is taken over the kept positions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
 from onnxprune.axes import Axis, IntArray, Keep, kept_positions
+from onnxprune.blocks import Block
 from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.errors import InternalError
 from onnxprune.model import copy_without_weights
@@ -19,9 +22,10 @@ from onnxprune.model import copy_without_weights
 PREFIX = "onnxprune.masked."
 
 
-def masked(graph: DependencyGraph, keep: Keep) -> onnx.ModelProto:
-    """The original with the removed units masked at their consumers; same inputs and outputs."""
-    return _Masker(graph, keep).build()
+def masked(graph: DependencyGraph, keep: Keep, removed: Sequence[Block] = ()) -> onnx.ModelProto:
+    """The original with the removed units masked at their consumers, and zeros for what removed blocks
+    add; same inputs and outputs."""
+    return _Masker(graph, keep).build(removed)
 
 
 class _Masker:
@@ -33,10 +37,15 @@ class _Masker:
         self.rewired: dict[int, onnx.NodeProto] = {}
         self.constants: list[onnx.TensorProto] = []
 
-    def build(self) -> onnx.ModelProto:
+    def build(self, removed: Sequence[Block]) -> onnx.ModelProto:
+        dropped = {block.join.index: block.branch for block in removed}
         for link in self.graph.links:
             self._statistics(link)
             self._contractions(link)
+            if link.node.index in dropped:
+                branch = dropped[link.node.index]
+                rank = len(link.inputs[branch] or ())
+                self._zero(link, branch, 0, rank, 1, np.empty(0, dtype=np.int64))
         source = self.graph.model.proto
         proto = onnx.ModelProto()
         copy_without_weights(source, proto)
@@ -64,7 +73,7 @@ class _Masker:
         for name in link.contracted():
             if self._kept(link.labels[name]) is None:
                 continue
-            choices = list(link.operands(name))
+            choices = [c for c in link.operands(name) if link.rule.zero.get(c[0], 0) is not None]
             names = link.node.inputs
             data = [c for c in choices if names[c[0]] not in self.graph.model.constants]
             for i, axis in data[:1] or choices:  # weights that hold a unit together are all zeroed
@@ -75,6 +84,7 @@ class _Masker:
                 self._zero(link, i, axis, len(operand), operand[axis].extent, kept)
 
     def _zero(self, link: Link, i: int, axis: int, rank: int, extent: int, kept: IntArray) -> None:
+        """Let input i of a node hold nothing outside the kept positions of one axis."""
         tensor = self._node(link).input[i]
         element = self.graph.shapes.elements.get(link.node.inputs[i], 0)
         if not element:
@@ -86,8 +96,25 @@ class _Masker:
         mask[kept] = 1
         inputs = [self._constant(mask.reshape(shape)), tensor]
         if where:
-            inputs.append(self._constant(np.zeros((), dtype=dtype)))
+            inputs.append(self._neutral(link, i) or self._constant(np.zeros((), dtype=dtype)))
         self._insert(link, i, onnx.helper.make_node("Where" if where else "Mul", inputs, [""]))
+
+    def _neutral(self, link: Link, i: int) -> str:
+        """The zero point that input i counts from, broadcast against it; empty where it counts from 0."""
+        where = link.rule.zero.get(i)
+        name = link.node.inputs[where] if where is not None and where < len(link.node.inputs) else ""
+        own = link.rule.inputs[where] if where is not None and name else None
+        pattern = link.rule.inputs[i] or ()
+        if (
+            not own
+            or not any(terms in own for terms in pattern[:-1])
+            or name not in self.graph.model.constants
+        ):
+            return name
+        shape = [
+            axis.extent if t in own else 1 for axis, t in zip(link.inputs[i] or (), pattern, strict=True)
+        ]
+        return self._constant(self.graph.model.array(name).reshape(shape))
 
     def _statistics(self, link: Link) -> None:
         """Let a lossy node see the kept positions only, and spread its result out again."""

@@ -60,7 +60,7 @@ def _checker(original: Model, candidate: Model) -> list[str]:
 
 def _check(model: Model) -> str | None:
     try:
-        onnx.checker.check_model(model.proto, full_check=False)
+        onnx.checker.check_model(model.source, full_check=False)
     except (onnx.checker.ValidationError, ValueError) as error:
         return _first_line(error)
     return None
@@ -68,9 +68,9 @@ def _check(model: Model) -> str | None:
 
 def _infer(model: Model) -> str | None:
     proto = onnx.ModelProto()
-    copy_without_weights(model.proto, proto)
+    copy_without_weights(model.source, proto)
     del proto.graph.value_info[:]
-    proto.graph.initializer.extend(model.proto.graph.initializer)
+    proto.graph.initializer.extend(model.source.graph.initializer)
     try:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from models.architectures import resnet18
 from models.topologies import TOPOLOGIES
 from onnxprune import __version__, surgery
+from onnxprune.blocks import Blocks
 from onnxprune.criteria import NAMES
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Model, load
@@ -220,7 +221,7 @@ def test_targets_are_reached(option: str, column: str, share: float, model: Path
 
 def test_min_channels(model: Path) -> None:
     document = report(run("plan", model, "--channels", 0.9, "--align", 1, "--min-channels", 6, "-o", "-"))
-    kept = [len(e.units) for e in Plan.from_json(json.dumps(document)).edits]
+    kept = [len(e.units) for e in Plan.from_json(json.dumps(document)).keeps]
     assert kept
     assert min(kept) == 6
 
@@ -229,7 +230,7 @@ def test_align(tmp_path: Path) -> None:
     model = write(resnet18(width=0.5, image=32, classes=10), tmp_path / "model.onnx")
     for align in (1, 4, 8, 16, 32):
         text = run("plan", model, "--channels", 0.4, "--align", align, "-o", "-").stdout
-        edits = Plan.from_json(text).edits
+        edits = Plan.from_json(text).keeps
         assert edits
         assert all(len(e.units) % min(align, e.size // 2) == 0 for e in edits)
 
@@ -442,8 +443,8 @@ def test_a_wrong_result_is_never_written(
     """Surgery that scales one weight: the check sees it, nothing is written, and the evidence is kept."""
     right = surgery.apply
 
-    def wrong(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
-        proto = right(graph, plan)
+    def wrong(graph: DependencyGraph, plan: Plan, blocks: Blocks) -> onnx.ModelProto:
+        proto = right(graph, plan, blocks)
         tensor = next(t for t in proto.graph.initializer if t.name == "layer2.0.conv_1.weight")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.5), tensor.name))
         return proto

@@ -159,6 +159,8 @@ def label_sizes(rule: Rule, ins: Sequence[Any], outs: Sequence[Any]) -> dict[str
         assert not missing, f"no size follows for {missing}"
         stated = sum(math.prod(sizes[n] for n in term) for term in terms)
         assert stated == extent, f"an axis of {extent} is declared as {terms} with {sizes}"
+    for name, other in rule.tied.items():
+        assert sizes[name] == sizes[other], f"{name} is tied to {other}, but their sizes differ"
     return sizes
 
 
@@ -188,10 +190,10 @@ def cut(array: Array, pattern: Pattern, sizes: Mapping[str, int], keep: Keep) ->
     return array
 
 
-def zeroed(array: Array, pattern: Pattern, sizes: Mapping[str, int], keep: Keep) -> Array:
+def zeroed(array: Array, pattern: Pattern, sizes: Mapping[str, int], keep: Keep, zero: Array) -> Array:
     mask = np.zeros(array.shape, dtype=bool)
     mask[np.ix_(*(kept(terms, sizes, keep) for terms in pattern))] = True
-    return np.where(mask, array, np.zeros((), array.dtype))
+    return np.where(mask, array, zero.astype(array.dtype))
 
 
 # -------------------------------------------------------------------------------------- the equations
@@ -249,20 +251,39 @@ class Trial:
     def expected(self, keep: Keep) -> Iterator[list[Array]]:
         """What the smaller node should give: the results cut, after zeroing what is summed over.
 
-        The zeros may be put on any operand that has the label: one answer for each, and all must agree.
+        The zeros may be put on any operand that has the label: one answer for each, and all must agree. Where
+        only stored weights have it, they hold it together.
         """
         free = {n: units for n, units in keep.items() if n in self.made}
         summed = {n: units for n, units in keep.items() if n not in self.made}
         holders = [i for i, p in enumerate(self.rule.inputs) if p and summed.keys() & _names(p)]
-        choices = [[holder] for holder in holders] if len(summed) == 1 else [holders]
+        holders = [i for i in holders if self.rule.zero.get(i, i) is not None]
+        together = len(summed) > 1 or self.call.stored.issuperset(holders)
+        choices = [holders] if together else [[holder] for holder in holders]
         for chosen in choices or [[]]:
             operands = list(self.call.operands)
             for i in chosen:
                 pattern, operand = self.rule.inputs[i], operands[i]
                 if pattern is not None and operand is not None:
-                    operands[i] = zeroed(operand, pattern, self.sizes, summed)
+                    operands[i] = zeroed(operand, pattern, self.sizes, summed, self.zero(i))
             masked = replace(self.call, operands=tuple(operands)).run() if chosen else self.results
             yield [self.cut_result(i, r, free) for i, r in enumerate(masked)]
+
+    def zero(self, i: int) -> Array:
+        """What says nothing in operand i: 0, or its zero point, shaped to be broadcast against it."""
+        where, pattern = self.rule.zero.get(i), self.rule.inputs[i] or ()
+        value = self.call.operands[where] if where is not None and where < len(self.call.operands) else None
+        if where is None or value is None:
+            return np.zeros(())
+        own = self.rule.inputs[where] or ()
+        return value.reshape(
+            [n if terms in own else 1 for terms, n in zip(pattern, self.shape(i), strict=True)]
+        )
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        operand = self.call.operands[i]
+        assert operand is not None
+        return operand.shape
 
     @property
     def made(self) -> set[str]:
@@ -341,10 +362,13 @@ def examine(
 
 def _examine_label(trials: list[Trial], label: str, unread: bool) -> list[str]:
     rule, size = trials[0].rule, trials[0].sizes[label]
+    if label in rule.tied:  # cut with the axis that it is tied to
+        return [] if unread or _matters(trials, label) else ["degenerate data: zeroing units changes nothing"]
+    together = [label, *(name for name, other in rule.tied.items() if other == label)]
     verdicts = []
     for trial in trials:
         for units in subsets(size):
-            verdict = _verdict(trial, {label: units})
+            verdict = _verdict(trial, dict.fromkeys(together, units))
             verdicts.append(verdict)
             if label not in rule.pinned and label not in rule.lossy and verdict != "":
                 return [f"keeping {units.tolist()} of {size}: {verdict}"]
@@ -387,8 +411,9 @@ def _examine_together(trial: Trial) -> list[str]:
     keep = {
         label: subsets(size)[i % 2 - 2 if size > 2 else 0]
         for i, (label, size) in enumerate(trial.sizes.items())
-        if size > 1 and label not in trial.rule.pinned and label not in trial.rule.lossy
+        if size > 1 and label not in {*trial.rule.pinned, *trial.rule.lossy, *trial.rule.tied}
     }
+    keep |= {name: keep[other] for name, other in trial.rule.tied.items() if other in keep}
     verdict = _verdict(trial, keep) if keep else ""
     return [f"keeping { ({k: v.tolist() for k, v in keep.items()}) }: {verdict}"] if verdict else []
 

@@ -15,7 +15,12 @@ from onnxprune.ops.spec import Declaration
 from tests.ops.oracle import RANGES, call, evaluation, examine, label_sizes, linearity, view
 
 WITHOUT_SAMPLES = {
+    **dict.fromkeys(
+        ("Alias", "If", "LoopEntry", "LoopExit", "ScanEntry", "ScanExit"),
+        "the flat form of a body, which no runtime knows; tested with whole graphs",
+    ),
     "Constant": "it has no operands and no axes; a stored tensor is typed where it is read",
+    "NonZero": "how many positions it gives follows from values; all axes are pinned",
     "Range": "its extent follows from operand values, not from shapes; its one axis is pinned",
     "Shape": "what it gives is not made of units; the evaluation of it is tested",
     "Size": "as Shape",
@@ -111,7 +116,7 @@ def test_macs_are_the_multiplications_made(name: str, number: int) -> None:
         expected = outer * math.prod(shapes[1][1:])
     else:
         expected = results[0].size * shapes[0][0 if sample.attributes.get("transA") else -1]
-    assert math.prod(sizes[axis] for axis in rule.macs) == expected
+    assert sum(math.prod(sizes[axis] for axis in product) for product in rule.products) == expected
 
 
 EVALUATED = [
@@ -206,6 +211,17 @@ def split_without_sizes(node: NodeView) -> Rule:
     return replace(named("Split").declare(node), resize=None)
 
 
+def without(name: str, **fields: Any) -> Declaration:
+    """The operator's own declaration with fields replaced."""
+
+    def declare(node: NodeView) -> Rule:
+        rule = named(name).declare(node)
+        assert isinstance(rule, Rule)
+        return replace(rule, **fields)
+
+    return declare
+
+
 def left_aligned(node: NodeView) -> Rule:
     return Rule.of("a b, a -> a b")
 
@@ -280,11 +296,36 @@ PLANTED = {
         Sample(((2, 4, 3), (4,), (4,)), {"num_groups": 2}, opset=21),
         "g",
     ),
+    "state is not read by the recurrence": (
+        "RNN", said("s b x, d h x, d h h -> s d b h", sizes={"h": 4}, attributes={"hidden_size": "h"}),
+        Sample(((3, 2, 5), (1, 4, 5), (1, 4, 4)), {"hidden_size": 4}), "h",
+    ),
+    "gates are minor": (
+        "GRU",
+        said("s b x, d (h t) x, d (h t) k -> s d b h", sizes={"t": 3}, attributes={"hidden_size": "h"},
+             tied={"k": "h"}, pinned={"t": "gates", "s": "steps"}),
+        Sample(((3, 2, 5), (1, 12, 5), (1, 12, 4)), {"hidden_size": 4}), "h",
+    ),
+    "tied to an axis of another size": (
+        "MatMul", said("m k, k n -> m n", tied={"k": "m"}), Sample(((3, 4), (4, 5))), "",
+    ),
     "extents that do not fit": ("Relu", said("a (b c) -> a (b c)", sizes={"b": 3}), Sample(((3, 4),)), ""),
     "one axis too few": ("Relu", said("a -> a"), Sample(((3, 4),)), ""),
     "positions are off by one": ("Gather", next_position, Sample(((6, 4), np.array([5, 0, 3]))), "take"),
     "positions of another axis": ("Gather", unnumbered, Sample(((6, 4), np.array([5, 0, 3]))), "take"),
     "given up on": ("Relu", lambda node: Pinned("no reason"), Sample(((3, 4),)), ""),
+    "zeros where a zero point is": (
+        "MatMulInteger",
+        without("MatMulInteger", zero={}),
+        named("MatMulInteger").samples[0],
+        "k",
+    ),
+    "blocks cut through": (
+        "DequantizeLinear",
+        without("DequantizeLinear", pinned={}),
+        Sample((np.arange(12, dtype=np.int8), (3,)), {"axis": 0, "block_size": 4}, opset=21),
+        "block",
+    ),
     "data all alike": ("Mul", said("a b, b -> a b"), Sample(((3, 4), np.zeros(4, np.float32))), ""),
     "data that do not matter": (
         "MatMul", said("m k, k n -> m n"),
