@@ -1,7 +1,7 @@
 """Small transformers as the usual exporters write them, with random weights.
 
-Each function draws one network on a `Graph`; the decorator names it, seeds it and registers a function of no
-arguments in `TRANSFORMERS`. Unless a function says otherwise there are 4 heads of 6 (or 6 query heads of 4 that
+Each function draws one network on a `Graph`; the decorator names it, seeds it and registers a function in
+`TRANSFORMERS`, which may be asked for a later operator set or for weights as Constant nodes. Unless a function says otherwise there are 4 heads of 6 (or 6 query heads of 4 that
 share 3 of keys and values), an embedding of 24, 40 neurons and 30 words, over any number of positions.
 
 A sum of a residual stream and what a block adds is a node called `attention_join_1`, `ffn_join_1` or
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from models.builder import Array, Dim, Graph, Tensor
+from models.builder import Array, Dim, Graph, Storage, Tensor
 
 HIDDEN, HEADS, WIDTH, NEURONS, WORDS, LONGEST = 24, 4, 6, 40, 30, 16
 GROUPS = 3
@@ -27,7 +27,7 @@ END = 2**63 - 1
 
 Result = Tensor | tuple[Tensor, ...]
 Draw = Callable[[Graph], Result]
-Build = Callable[[], ModelProto]
+Build = Callable[..., ModelProto]
 Layer = Callable[[Graph, Tensor], Tensor]
 Norm = Callable[[Graph, Tensor], Tensor]
 Three = tuple[Tensor, Tensor, Tensor]
@@ -42,8 +42,8 @@ def network(*, opset: int = 17) -> Callable[[Draw], Build]:
     def register(draw: Draw) -> Build:
         name = draw.__name__
 
-        def build() -> ModelProto:
-            g = Graph(name, opset=opset, seed=zlib.crc32(name.encode()))
+        def build(opset: int = opset, storage: Storage = "initializer") -> ModelProto:
+            g = Graph(name, opset=opset, seed=zlib.crc32(name.encode()), storage=storage)
             result = draw(g)
             return g.model(*(result if isinstance(result, tuple) else (result,)))
 

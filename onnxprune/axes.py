@@ -133,14 +133,17 @@ def concat(terms: Iterable[Axis]) -> Axis:
 
 def resolve(axis: Axis) -> Axis:
     """The axis with every bound Var replaced by what it is bound to."""
+    if isinstance(axis, Const):
+        return axis
     trail: list[Var] = []
     while isinstance(axis, Var):  # a loop: a long chain of additions binds one Var to the next
         if axis.bound is None:
             break
         trail.append(axis)
         axis = axis.bound
-    if isinstance(axis, Product | Sum):
-        axis = _resolve_parts(axis)
+    else:
+        if not isinstance(axis, Const):
+            axis = _resolve_parts(axis)
     for var in trail:
         var.bound = axis
     return axis
@@ -156,8 +159,13 @@ def _resolve_parts(axis: Product | Sum) -> Axis:
 
 def free_vars(axis: Axis) -> Iterator[Var]:
     """The unbound Vars of an axis in order of first occurrence."""
+    axis = resolve(axis)
+    if isinstance(axis, Var):
+        yield axis
+    if isinstance(axis, (Var, Const)):
+        return
     seen: set[int] = set()
-    for leaf in leaves(resolve(axis)):
+    for leaf in leaves(axis):
         if isinstance(leaf, Var) and id(leaf) not in seen:
             seen.add(id(leaf))
             yield leaf

@@ -22,7 +22,6 @@ from onnxprune.dependency import (
     Group,
     Link,
     Occurrence,
-    PinnedAxis,
     is_window,
     pattern_labels,
 )
@@ -125,34 +124,24 @@ class Blocks:
     def _repeats(self, alone: frozenset[Var], inner: frozenset[Var]) -> frozenset[Var]:
         """Query heads that share their keys, which lack the axis: what else makes up a width that is
         summed over."""
+        outer = alone - inner
         return frozenset(
             group.var
             for group in self.graph.groups
-            if group.var in alone - inner and any(sibling.var in inner for sibling in group.siblings)
+            if group.var in outer and any(sibling.var in inner for sibling in group.siblings)
         )
 
     def _cached(self, heads: Iterable[Axis]) -> tuple[str, ...]:
         """Why weights that make heads are pinned by a graph input or output: keys and values are kept
         outside, in a cache."""
-        reasons = {
-            leaf.reason
-            for axis in heads
-            for leaf in axes.leaves(axes.resolve(axis))
-            if isinstance(leaf, Const)
-        }
-        found = (
-            pinned.reason
-            for pinned in self.graph.pinned
-            if pinned.reason.kind == "interface" and self._makes(pinned)
-        )
-        return tuple(dict.fromkeys(reason.text for reason in found if reason in reasons))
-
-    def _makes(self, pinned: PinnedAxis) -> bool:
-        """Whether a pinned axis of a weight is one of the product that the weight takes part in."""
-        rule = self.links[pinned.node.index].rule
-        made = {name for pattern in rule.outputs for name in pattern_labels(pattern or ())}
-        pattern = rule.inputs[list(pinned.node.inputs).index(pinned.tensor)] or ()
-        return bool(rule.macs) and not made.isdisjoint(pattern_labels(pattern[pinned.axis : pinned.axis + 1]))
+        shared = {id(leaf) for axis in heads for leaf in axes.leaves(axes.resolve(axis))}
+        found: dict[str, None] = {}
+        for pinned in self.graph.pinned:
+            typed = self.graph.axes_of(pinned.node, list(pinned.node.inputs).index(pinned.tensor)) or []
+            for leaf in axes.leaves(axes.resolve(typed[pinned.axis])):
+                if isinstance(leaf, Const) and id(leaf) in shared and leaf.reason.kind == "interface":
+                    found[leaf.reason.text] = None
+        return tuple(found)
 
     def _neurons(self, group: Group) -> bool:
         """Whether every weight that makes or reads the units is a matrix, a 1x1 or a depthwise filter."""

@@ -28,6 +28,7 @@ from onnxprune.shapes import Shapes, analyse
 UNIT_LIMIT = 4096  # positions that an index map without a pattern may cut into single units
 TERM_LIMIT = 2**14  # parts of a concatenation
 OLDEST_OPSET = 7  # that the declarations describe
+Parameter = tuple[int, int, AxisPattern, Axis]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -363,13 +364,12 @@ class DependencyGraph:
 
     def _join(self, axis: Axis, terms: AxisPattern, rule: Rule, labels: dict[str, Axis], node: Node) -> None:
         """Make an axis equal to what a pattern says it is."""
-        reason = Reason("layout", f"{node.op} joins axes of different layouts", node.label)
         if len(terms) == 1 and len(terms[0]) == 1:
-            known = labels.setdefault(terms[0][0], axis)
-            if known is not axis:
-                axes.unify(known, axis, reason)
+            one, other = labels.setdefault(terms[0][0], axis), axis
         else:
-            axes.unify(axis, self._build(terms, axis.extent, rule, labels), reason)
+            one, other = axis, self._build(terms, axis.extent, rule, labels)
+        if one is not other:
+            axes.unify(one, other, Reason("layout", f"{node.op} joins axes of different layouts", node.label))
 
     def _build(
         self, terms: AxisPattern, size: int, rule: Rule, labels: dict[str, Axis], node: Node | None = None
@@ -488,20 +488,22 @@ class DependencyGraph:
         """The groups, sorted by name. Removing any units of any group gives a valid graph."""
         found: dict[Var, Group] = {}
         for link in self.links:
+            grouped = link.grouped
             for axis in link.labels.values():
                 for var in axes.free_vars(axis):
                     if var not in found:
                         found[var] = Group("", var, [])
-                    found[var].grouped |= link.grouped
+                    found[var].grouped |= grouped
         for axis, reason in self._lossy:
             for var in axes.free_vars(axis):
                 if reason not in found[var].lossy:
                     found[var].lossy += (reason,)
         for link in self.links:
-            for occurrence, axis in self._occurrences(link):
+            parameters = list(self._parameters(link))
+            for occurrence, axis in self._occurrences(link, parameters) if parameters else ():
                 for var in axes.free_vars(axis):
                     found[var].occurrences.append(occurrence)
-            for _, _, _, axis in self._parameters(link):
+            for _, _, _, axis in parameters:
                 self._siblings(axis, found)
         groups = [g for g in found.values() if any(o.role in ("produce", "consume") for o in g.occurrences)]
         for group in groups:
@@ -510,16 +512,18 @@ class DependencyGraph:
         _make_unique(groups)
         return groups
 
-    def _parameters(self, link: Link) -> Iterator[tuple[int, int, AxisPattern, Axis]]:
+    def _parameters(self, link: Link) -> Iterator[Parameter]:
         """(input, axis, pattern, type) of every axis of every weight that the node reads."""
         for i, typed in enumerate(link.inputs):
             if typed is not None and self.is_parameter(link.node.inputs[i]):
                 for axis, (kind, terms) in enumerate(zip(typed, link.rule.inputs[i] or (), strict=True)):
                     yield i, axis, terms, kind
 
-    def _occurrences(self, link: Link) -> Iterator[tuple[Occurrence, Axis]]:
+    def _occurrences(
+        self, link: Link, parameters: Iterable[Parameter]
+    ) -> Iterator[tuple[Occurrence, Axis]]:
         made = {name for pattern in link.rule.outputs if pattern for name in pattern_labels(pattern)}
-        for i, axis, terms, _ in self._parameters(link):
+        for i, axis, terms, _ in parameters:
             tensor = link.node.inputs[i]
             vector = sum(size > 1 for size in self._shape(tensor) or ()) <= 1
             for name in pattern_labels((terms,)):

@@ -18,7 +18,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import google.protobuf.message
@@ -27,13 +29,15 @@ import numpy.typing as npt
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from onnxprune import flow
+from onnxprune import flow, stored
 from onnxprune.errors import UserError
 from onnxprune.flow import fresh_name as fresh_name
 from onnxprune.flow import subgraphs as subgraphs
 
 Array = npt.NDArray[Any]
+Layout = Mapping[str, str]  # initializers that lie outside the file -> the data file that holds them
 DEFAULT_DOMAINS = ("", "ai.onnx")
+STORED = 2**20  # bytes from which a tensor in a data file is not read before it is needed
 ALIGNMENT = 4096  # of tensors in an external file, so that they can be mapped
 FLOATS = {
     onnx.TensorProto.FLOAT,
@@ -101,18 +105,19 @@ class Model:
         self,
         proto: onnx.ModelProto,
         path: Path | None = None,
-        external: frozenset[str] = frozenset(),
+        external: Layout = MappingProxyType({}),
         files: frozenset[Path] = frozenset(),
     ) -> None:
         self.source = proto
         self.proto = proto
         self.path = path
-        self.external = external  # initializers that the file stores outside itself
+        self.external = external
         self.files = files  # that it was read from
         self._check_versions()
         try:
             for text in _texts(proto):
                 self._text(text)
+            self.source = proto = _ordered(proto, owned=path is not None)
             flat = flow.flatten(proto)
         except flow.Invalid as error:
             self._refuse(str(error))
@@ -216,15 +221,10 @@ class Model:
 
     def _canonical_order(self) -> list[Node]:
         """Topological order with ties broken by name, so that the file's node order is irrelevant."""
-        seen: set[str] = set()
         waiting: dict[int, int] = {}
         ready: list[tuple[str, int]] = []
         for node in self.nodes:
             needs = {n for n in (*node.inputs, *node.captured) if n in self.producers}
-            for name in sorted(needs - seen):
-                if self.producers[name].index > node.index:
-                    self._refuse_order(node, name)
-            seen.update(node.outputs)
             waiting[node.index] = len(needs)
             if not needs:
                 heapq.heappush(ready, (_order_key(node), node.index))
@@ -257,25 +257,20 @@ class Model:
             self._refuse(f"the name {name!r} is not UTF-8 text; the file is damaged, export it again")
         return name
 
-    def _refuse_order(self, node: Node, name: str) -> None:
-        self._refuse(
-            f"node '{node.label}' reads '{name}' before it is produced (an unsorted or cyclic graph); "
-            "sort the nodes topologically"
-        )
-
     def _refuse(self, why: str) -> NoReturn:
         raise UserError(f"{self.name}: {why}")
 
     def digest(self) -> str:
         """SHA-256 of the graph and its weights, whatever file layout they are stored in."""
-        digest = hashlib.sha256()
         skeleton = onnx.ModelProto()
         copy_without_weights(self.source, skeleton)
-        digest.update(skeleton.SerializeToString(deterministic=True))
+        digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
         initializers = {t.name: t for t in self.source.graph.initializer}
-        for name, tensor in sorted(initializers.items()):
-            digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|".encode())
-            digest.update(tensor.raw_data or to_array(tensor).tobytes())
+        names = sorted(initializers)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for name, part in zip(names, pool.map(lambda n: _digest(initializers[n]), names), strict=True):
+                tensor = initializers[name]
+                digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|{part}|".encode())
         return digest.hexdigest()
 
 
@@ -319,6 +314,45 @@ def _domain(domain: str) -> str:
     return "" if domain in DEFAULT_DOMAINS else domain
 
 
+def _ordered(proto: onnx.ModelProto, owned: bool) -> onnx.ModelProto:
+    """The model with every node behind those it reads, as ONNX asks and not every converter writes; itself
+    where it is in order, changed in place where it is `owned`. A cycle stays where it is."""
+    nodes = list(proto.graph.node)
+    makers = {output: i for i, node in enumerate(nodes) for output in node.output if output}
+    needs = [
+        {makers[name] for name in (*node.input, *flow.captured(node)) if name in makers} for node in nodes
+    ]
+    if all(max(need, default=-1) < i for i, need in enumerate(needs)):
+        return proto
+    readers: dict[int, list[int]] = {}
+    for i, need in enumerate(needs):
+        for maker in need:
+            readers.setdefault(maker, []).append(i)
+    waiting = [len(need) for need in needs]
+    ready = [i for i, count in enumerate(waiting) if not count]
+    order = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for reader in readers.get(i, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    order += [i for i, count in enumerate(waiting) if count]
+    result = proto if owned else copied(proto)
+    copies = [copied_node(nodes[i]) for i in order]
+    del result.graph.node[:]
+    result.graph.node.extend(copies)
+    return result
+
+
+def copied_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy that outlives the graph it was in."""
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    return result
+
+
 def _order_key(node: Node) -> str:
     return next((o for o in node.outputs if o), "")
 
@@ -338,14 +372,44 @@ def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_array(tensor: onnx.TensorProto) -> Array:
-    """The tensor as numpy; bfloat16 and smaller floats as ml_dtypes arrays."""
-    return numpy_helper.to_array(tensor)
+    """The tensor as numpy, not to be written to; bfloat16 and smaller floats as ml_dtypes arrays."""
+    return stored.read(tensor) if stored.is_stored(tensor) else numpy_helper.to_array(tensor)
+
+
+def materialised(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the values of all tensors; itself where nothing is left in a data file."""
+    if not any(map(stored.is_stored, proto.graph.initializer)):
+        return proto
+    result = copied(proto)
+    for tensor in result.graph.initializer:
+        if stored.is_stored(tensor):
+            values = _bytes(tensor)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(values)
+    return result
+
+
+def _bytes(tensor: onnx.TensorProto) -> memoryview:
+    """The tensor's values as raw data, without a copy where that is possible."""
+    if tensor.raw_data:
+        return memoryview(tensor.raw_data)
+    array = np.ascontiguousarray(to_array(tensor))
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _digest(tensor: onnx.TensorProto) -> str:
+    if stored.is_stored(tensor):
+        return hashlib.sha256(_bytes(tensor)).hexdigest()
+    return hashlib.sha256(tensor.raw_data or to_array(tensor).tobytes()).hexdigest()
 
 
 def _damage(tensor: onnx.TensorProto) -> str | None:
     """What is wrong with a stored tensor: its values do not fill its shape."""
     if tensor.data_type not in _TYPES:
         return f"has the unknown element type {tensor.data_type}; export the model again or upgrade onnx"
+    if stored.is_stored(tensor):
+        return None
     if external_data_helper.uses_external_data(tensor):
         return "lies in an external file that was not loaded; give the path of the model"
     if tensor.HasField("segment"):
@@ -390,7 +454,7 @@ def constant_tensor(node: Node) -> onnx.TensorProto | None:
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read an ONNX file, external data included.
+    """Read an ONNX file; large tensors in external data stay there until they are needed.
 
     Raises `UserError` for anything that is not a readable, sound ONNX model. External data may only
     lie inside the model's own folder (links, absolute paths and `..` are refused).
@@ -416,23 +480,26 @@ def load(path: str | os.PathLike[str]) -> Model:
         flow.refuse_private(proto)
     except flow.Invalid as error:
         raise UserError(f"{path}: {error}") from None
-    names, files = _load_external(proto, path)
-    return Model(proto, path, names, files | {path})
+    layout, files = _load_external(proto, path)
+    return Model(proto, path, layout, files | {path})
 
 
-def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[frozenset[str], frozenset[Path]]:
-    """Read the tensors stored outside the file; their names, and the files they came from."""
-    names, files = set(), set()
+def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[Layout, frozenset[Path]]:
+    """Find the tensors stored outside the file, and read the small ones; where they lie, and the files."""
+    layout: dict[str, str] = {}
+    files: set[Path] = set()
+    flat = not proto.functions and not any(True for node in proto.graph.node for _ in subgraphs(node))
+    for tensor in proto.graph.initializer if flat else ():
+        if external_data_helper.uses_external_data(tensor):
+            target = _data_file(tensor, path)
+            layout[tensor.name] = target.relative_to(path.parent).as_posix()
+            files.add(target)
+            _stay(tensor, target)
     for tensor in external_tensors(proto):
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        what = f"{path}: external data '{location}' of tensor '{tensor.name}'"
-        target = path.parent / location
-        if not location or not target.exists():
-            raise UserError(f"{what} is missing; put that file beside the model")
-        if not _inside(target, path.parent):
-            raise UserError(f"{what} is not a plain file (no link) inside the model's folder; copy it there")
-        if tensor.data_type not in _TYPES or any(dim < 0 for dim in tensor.dims):
-            raise UserError(f"{what} has no type or shape that is known; export the model again")
+        target = _data_file(tensor, path)
+        layout[tensor.name] = target.relative_to(path.parent).as_posix()
+        files.add(target)
+        what = f"{path}: external data '{target.name}' of tensor '{tensor.name}'"
         try:
             with warnings.catch_warnings():  # onnxruntime adds keys of its own, for its caches
                 warnings.simplefilter("ignore")
@@ -445,9 +512,31 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[frozenset[str], 
                 f"{what} holds {len(tensor.raw_data):,} bytes and needs {expected_bytes(tensor):,}; "
                 "the file is damaged, copy it again"
             )
-        names.add(tensor.name)
-        files.add(target)
-    return frozenset(names), frozenset(files)
+    return layout, frozenset(files)
+
+
+def _data_file(tensor: onnx.TensorProto, path: Path) -> Path:
+    """The plain file in the model's folder that holds a tensor, whose type and shape are known."""
+    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    what = f"{path}: external data '{location}' of tensor '{tensor.name}'"
+    target = path.parent / location
+    if not location or not target.exists():
+        raise UserError(f"{what} is missing; put that file beside the model")
+    if not _inside(target, path.parent):
+        raise UserError(f"{what} is not a plain file (no link) inside the model's folder; copy it there")
+    if tensor.data_type not in _TYPES or any(dim < 0 for dim in tensor.dims):
+        raise UserError(f"{what} has no type or shape that is known; export the model again")
+    return target
+
+
+def _stay(tensor: onnx.TensorProto, path: Path) -> None:
+    """Leave a large tensor where it is stored, if it lies there whole."""
+    need = expected_bytes(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = entries.get("offset", "0"), entries.get("length", str(need))
+    plain = need >= STORED and _TYPES[tensor.data_type] not in _PACKED and offset.isdecimal()
+    if plain and length == str(need) and int(offset) + need <= path.stat().st_size:
+        stored.bind(tensor, path, int(offset))
 
 
 def _inside(target: Path, folder: Path) -> bool:
@@ -463,7 +552,7 @@ def _inside(target: Path, folder: Path) -> bool:
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor stored outside the file."""
     for tensor in external_data_helper._get_all_tensors(proto):
-        if external_data_helper.uses_external_data(tensor):
+        if external_data_helper.uses_external_data(tensor) and not stored.is_stored(tensor):
             yield tensor
 
 
@@ -518,43 +607,66 @@ def atomic(path: Path) -> Iterator[Path]:
 def save(
     proto: onnx.ModelProto,
     path: str | os.PathLike[str],
-    external: frozenset[str] = frozenset(),
+    external: Layout = MappingProxyType({}),
     sources: frozenset[Path] = frozenset(),
     outputs: Sequence[onnx.ValueInfoProto] = (),
 ) -> int:
-    """Write a model; the file appears whole or not at all. Returns the bytes written.
+    """Write a model; its files appear whole or not at all. Returns the bytes written.
 
-    The initializers named in `external` go to `<file name>.data` beside it; `outputs` are stated besides
-    the graph's own. Raises `UserError` rather than overwrite one of `sources`, the files that the
-    original was read from.
+    The initializers named in `external` go to data files beside it: `<file name>.data`, or as many as they
+    lay in. `outputs` are stated besides the graph's own. Raises `UserError` rather than overwrite one of
+    `sources`, the files that the original was read from.
     """
     proto = flow.nest(proto)
     path = Path(path)
-    data_path = path.with_name(path.name + ".data")
-    for target in (path, data_path) if external else (path,):
+    places = _places(proto, path, external)
+    for target in (path, *dict.fromkeys(places.values())):
         if any(same_file(target, source) for source in sources):
             raise UserError(f"{path}: this would overwrite the input ({target.name}); choose another path")
-    if not external and not outputs:
+    if not places and not outputs:
         with atomic(path) as temporary, temporary.open("wb") as file:
             return file.write(proto.SerializeToString(deterministic=True))
     shell = onnx.ModelProto()
     copy_without_weights(proto, shell)
     shell.graph.output.extend(outputs)
-    offset = 0
-    with atomic(path) as model_file, atomic(data_path) as data_file:  # the data is there before the model
-        with data_file.open("wb") as file:
-            for tensor in proto.graph.initializer:
-                copy = shell.graph.initializer.add()
-                if tensor.name not in external:
-                    copy.CopyFrom(tensor)
-                    continue
-                raw = tensor.raw_data
-                offset += file.write(b"\0" * (-offset % ALIGNMENT))
-                copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
-                copy.dims.extend(tensor.dims)
-                copy.data_location = onnx.TensorProto.EXTERNAL
-                for key, value in (("location", data_path.name), ("offset", offset), ("length", len(raw))):
-                    copy.external_data.add(key=key, value=str(value))
-                offset += file.write(raw)
+    written = 0
+    with contextlib.ExitStack() as stack:
+        model_file = stack.enter_context(atomic(path))  # the last to take its place
+        files = {
+            place: stack.enter_context(stack.enter_context(atomic(place)).open("wb"))
+            for place in dict.fromkeys(places.values())
+        }
+        for tensor in proto.graph.initializer:
+            copy = shell.graph.initializer.add()
+            if tensor.name not in places:
+                copy.CopyFrom(tensor)
+                continue
+            place = places[tensor.name]
+            file = files[place]
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+            copy.dims.extend(tensor.dims)
+            copy.data_location = onnx.TensorProto.EXTERNAL
+            offset = file.tell()
+            length = file.write(_bytes(tensor))
+            for key, value in (("location", place.name), ("offset", offset), ("length", length)):
+                copy.external_data.add(key=key, value=str(value))
+        for file in files.values():
+            written += file.tell()
+            file.flush()
         with model_file.open("wb") as file:
-            return file.write(shell.SerializeToString(deterministic=True)) + offset
+            return file.write(shell.SerializeToString(deterministic=True)) + written
+
+
+def _places(proto: onnx.ModelProto, path: Path, external: Layout) -> dict[str, Path]:
+    """The data file of each initializer that goes to one; what was left in its file when read always does."""
+    names = [t.name for t in proto.graph.initializer if t.name in external or stored.is_stored(t)]
+    locations = list(dict.fromkeys(external.get(name, "") for name in names if external.get(name)))
+    if len(locations) < 2:
+        return dict.fromkeys(names, path.with_name(path.name + ".data"))
+    taken: set[str] = set()
+    beside = {
+        place: path.with_name(fresh_name(f"{path.name}.{PurePosixPath(place).name}", taken))
+        for place in locations
+    }
+    return {name: beside[external.get(name) or locations[0]] for name in names}

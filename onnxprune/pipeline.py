@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnxprune.blocks import Block, Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError
-from onnxprune.model import Model, load, save
+from onnxprune.model import Layout, Model, load, materialised, save
 from onnxprune.passes import Options, units
 from onnxprune.passes import fold as folding
 from onnxprune.plan import Plan, SetWeight
@@ -34,18 +35,29 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Result:
-    """A pruned model, the plan that made it and the report."""
+class Made:
+    """A model made from another. Its large weights may still lie in the original's data files."""
 
-    model: onnx.ModelProto
-    plan: Plan
-    report: Report
-    external: frozenset[str] = frozenset()
-    sources: frozenset[Path] = frozenset()
+    proto: onnx.ModelProto = field(repr=False)
+    external: Layout = field(repr=False)
+    sources: frozenset[Path] = field(repr=False)
+
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The model with all its weights in memory."""
+        return materialised(self.proto)
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model (whole or not at all, never over its original); returns the bytes written."""
-        return save(self.model, path, self.external, self.sources)
+        return save(self.proto, path, self.external, self.sources)
+
+
+@dataclass(frozen=True)
+class Result(Made):
+    """A pruned model, the plan that made it and the report."""
+
+    plan: Plan
+    report: Report
 
 
 def open_model(source: Source) -> Model:
@@ -109,17 +121,10 @@ def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) 
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(Made):
     """A canonical model: the same function, `nodes` nodes fewer."""
 
-    model: onnx.ModelProto
     nodes: int
-    external: frozenset[str] = frozenset()
-    sources: frozenset[Path] = frozenset()
-
-    def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the model (whole or not at all, never over its original); returns the bytes written."""
-        return save(self.model, path, self.external, self.sources)
 
 
 def fold(model: Model) -> Folded:
@@ -140,9 +145,12 @@ def fold(model: Model) -> Folded:
             raise InternalError(
                 f"{model.name}: the folded model differs by {proof.error:.2e}; please report it"
             )
-    weights = {edit.name for edit in edits if isinstance(edit, SetWeight)} if model.external else set()
+    external = dict(model.external)
+    if external:  # what was computed from weights in a data file goes to one, too
+        place = next(iter(external.values()))
+        external = {edit.name: place for edit in edits if isinstance(edit, SetWeight)} | external
     nodes = len(model.nodes) - len(flow.flatten(proto).proto.graph.node)
-    return Folded(proto, nodes, model.external | weights, model.files)
+    return Folded(proto, external, model.files, nodes)
 
 
 def _finish(blocks: Blocks, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
@@ -168,7 +176,7 @@ def _finish(blocks: Blocks, plan: Plan, skipped: dict[str, int], clock: _Clock) 
         clock.seconds,
         provenance(model, plan),
     )
-    return Result(pruned, plan, report, model.external, model.files)
+    return Result(pruned, model.external, model.files, plan, report)
 
 
 def _changes(blocks: Blocks, plan: Plan) -> dict[str, Change]:

@@ -97,8 +97,8 @@ class Session:
                 source = flow.nest(source)
                 with _scratch() as folder:
                     path = folder / "model.onnx"
-                    large = {t.name for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
-                    save(source, path, frozenset(large), outputs=expose)
+                    large = {t.name: "" for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
+                    save(source, path, large, outputs=expose)
                     self._session = self._open(str(path), options)
         except (UserError, OSError) as error:
             where = tempfile.gettempdir()

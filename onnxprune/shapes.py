@@ -20,7 +20,7 @@ from onnxprune import flow
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, control, lookup
-from onnxprune.ops.spec import Shape
+from onnxprune.ops.spec import Evaluate, Shape
 from onnxprune.runtime import LARGEST, Feeds, RunError, Session, decisive_values, index_bounds, make_feeds
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
@@ -97,9 +97,10 @@ class Shapes:
 
 
 def _measured(model: Model, node: Node) -> bool:
-    readers = [reader for output in node.outputs for reader in model.consumers.get(output, ())]
-    results = {output.name for output in model.outputs}
-    return results.isdisjoint(node.outputs) and all(reader.op in ("Shape", "Size") for reader in readers)
+    for output in node.outputs:
+        if any(reader.op not in ("Shape", "Size") for reader in model.consumers.get(output, ())):
+            return False
+    return all(output.name not in node.outputs for output in model.outputs)
 
 
 def analyse(model: Model) -> Shapes:
@@ -119,6 +120,7 @@ class _Search:
         self.keys = dynamic_dims(model)
         self.base = skeleton(model)
         self.refused = _refusal(model)
+        self.follow = not _explodes(model)
         self.contradictory = 0
         self.poor: list[Shapes] = []
 
@@ -162,9 +164,11 @@ class _Search:
                 break
 
     def _try(self, sizes: Sizes, strict: bool, mended: list[Sizes]) -> Shapes | None:
-        proto = _infer(self.base, self.model, sizes, strict=True)
+        proto = self._infer(sizes, strict=True)
         if proto is None:
             self.contradictory += 1
+            if self.contradictory <= MENDED and (loose := self._infer(sizes, strict=False)):
+                mended += _refuted(self.model, loose, sizes)
             return None
         shapes = _complete(self.model, proto, sizes)
         if (wrong := _contradiction(self.model, shapes)) is not None:
@@ -178,11 +182,25 @@ class _Search:
             return None
         return shapes
 
+    def _infer(self, sizes: Sizes, strict: bool) -> onnx.ModelProto | None:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.base)
+        for value in proto.graph.input:
+            if value.name in self.model.constants:
+                continue
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if is_dynamic(dim):
+                    dim.dim_value = sizes[dim_key(value.name, axis, dim)]
+        try:
+            return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=self.follow)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+            return None
+
     def _forced(self) -> Shapes:
         """What can be had where no sizes satisfy strict inference."""
         _refuse_invalid(self.model)
         sizes = next(assignments(self.keys))
-        proto = _infer(self.base, self.model, sizes, strict=False)
+        proto = self._infer(sizes, strict=False)
         shapes = _complete(self.model, proto or self.base, sizes)
         _run(self.model, shapes, [o for node in self.model.nodes for o in node.outputs if o])
         if self.keys:
@@ -192,12 +210,32 @@ class _Search:
 
 def _empty(model: Model, shapes: Shapes) -> bool:
     """Whether something that reads a weight computes nothing."""
-    return any(
+    return any(_outgrown(node, shapes) for node in model.nodes) or any(
         0 in shapes.shapes.get(output, ())
         for node in model.nodes
         for output in node.outputs
         if any(len(model.constants[name].dims) > 1 for name in node.inputs if name in model.constants)
         and shapes.elements.get(output) in FLOATS
+    )
+
+
+def _outgrown(node: Node, shapes: Shapes) -> bool:
+    """Whether a filter is larger than what it is moved over, which inference does not always notice."""
+    if node.op not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+        return False
+    size = shapes.shapes.get(node.inputs[0], ())[2:]
+    filters = shapes.shapes.get(node.inputs[1], ()) if node.op == "Conv" else ()
+    window = node.attributes.get("kernel_shape") or filters[2:]
+    padded = str(node.attributes.get("auto_pad", "")).startswith("SAME")
+    if padded or not size or len(window) != len(size):
+        return False
+    pads = node.attributes.get("pads") or [0] * 2 * len(size)
+    steps = node.attributes.get("dilations") or [1] * len(size)
+    return any(
+        extent + before + after <= step * (positions - 1)
+        for extent, before, after, step, positions in zip(
+            size, pads[: len(size)], pads[len(size) :], steps, window, strict=False
+        )
     )
 
 
@@ -219,6 +257,39 @@ def _mended(sizes: Sizes, old: int, new: int) -> Iterator[Sizes]:
         wanted, rest = divmod(size * new, old) if old else (0, 1)
         if not rest and 0 < wanted <= SMALL:
             yield {**sizes, key: wanted}
+
+
+def _refuted(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Iterator[Sizes]:
+    """Sizes that may satisfy the first node that these do not: a Reshape that leaves one extent open, or a
+    stored table, a mask or positions, that is as long as the example."""
+    graph = inferred.graph
+    shapes = {v.name: _shape(v.type) for v in (*graph.value_info, *graph.input)}
+    shapes |= {name: tuple(tensor.dims) for name, tensor in model.constants.items()}
+    for node in model.nodes:
+        known = [shapes.get(name) for name in node.inputs]
+        first, rest = (known[0], known[1:]) if known else (None, [])
+        if node.op == "Reshape" and first is not None and node.inputs[1] in model.constants:
+            target = model.array(node.inputs[1]).tolist()
+            if -1 not in target:
+                continue
+            stated = math.prod(
+                (first[i] if i < len(first) else 1) if entry == 0 else entry
+                for i, entry in enumerate(target)
+                if entry != -1
+            )
+            if stated > 0 and math.prod(first) % stated:
+                for size in dict.fromkeys(sizes.values()):
+                    yield from _mended(sizes, math.prod(first), size * stated)
+                return
+        elif node.op in _ELEMENTWISE and first is not None and rest and rest[0] is not None:
+            for a, b in zip(first[::-1], rest[0][::-1], strict=False):
+                if a != b and 1 not in (a, b):
+                    yield from _mended(sizes, a, b)
+                    yield from _mended(sizes, b, a)
+                    return
+
+
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div"}
 
 
 def _refusal(model: Model) -> Callable[[Shapes], bool]:
@@ -324,22 +395,6 @@ def _followed(tensor: onnx.TensorProto) -> bool:
     return math.prod(tensor.dims) <= (SMALL_FLOAT if tensor.data_type in FLOATS else SMALL)
 
 
-def _infer(base: onnx.ModelProto, model: Model, sizes: Sizes, strict: bool) -> onnx.ModelProto | None:
-    proto = onnx.ModelProto()
-    proto.CopyFrom(base)
-    known = set(model.constants)
-    for value in proto.graph.input:
-        if value.name in known:
-            continue
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if is_dynamic(dim):
-                dim.dim_value = sizes[dim_key(value.name, axis, dim)]
-    try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=not _explodes(model))
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
-        return None
-
-
 def _explodes(model: Model) -> bool:
     """Whether integers grow without bound on the way (Concat of a tensor with itself, again and again);
     inference would follow every one of them."""
@@ -414,50 +469,44 @@ def _follow_measured(model: Model, result: Shapes, measured: set[str]) -> None:
     """
     if not measured:
         return
-    evaluated = []
+    shifted = Shapes(result.sizes, dict(result.shapes), dict(result.values), result.elements)
     for node in model.nodes:
         for name in measured.intersection(node.outputs):
-            if (known := _extents_known(model, node, name, result)) is not None:
+            if (known := _extents_known(model, node, name, result, shifted)) is not None:
                 result.open[name] = known
+                pairs = zip(result.shapes[name], known, strict=True)
+                shifted.shapes[name] = tuple(size + SHIFT if dim is None else size for size, dim in pairs)
         if node.outputs and node.outputs[0] not in result.values:
-            evaluated.append(node)
             _evaluate_declared(model, node, result)
-    if not result.open:
-        return
-    shifted = Shapes(result.sizes, dict(result.shapes), {}, result.elements)
-    for name, dims in result.open.items():
-        pairs = zip(result.shapes[name], dims, strict=True)
-        shifted.shapes[name] = tuple(size + SHIFT if dim is None else size for size, dim in pairs)
-    again = {node.index for node in evaluated}
-    shifted.values = {
-        name: value
-        for name, value in result.values.items()
-        if name not in model.producers or model.producers[name].index not in again
-    }
-    for node in evaluated:
-        _evaluate_declared(model, node, shifted)
-    for node in evaluated:
-        for name in node.outputs:
-            if name in result.values:
-                result.shifted[name] = shifted.values.get(name, np.empty(0))
+            if result.open:
+                _evaluate_declared(model, node, shifted)
+            for name in node.outputs:
+                if name in result.values and result.open:
+                    result.shifted[name] = shifted.values.get(name, np.empty(0))
+                elif name in result.values:
+                    shifted.values[name] = result.values[name]
 
 
-def _extents_known(model: Model, node: Node, name: str, result: Shapes) -> OpenShape | None:
-    """The shape of a measured output with None for extents that are data; None if there are none."""
+def _extents_known(model: Model, node: Node, name: str, result: Shapes, shifted: Shapes) -> OpenShape | None:
+    """The shape of a measured output with None for extents that are data; None if there are none. Those that
+    a value states which is data are others where it is shifted."""
     if _schema(model, node) is None and not any(None in result.open.get(i, ()) for i in node.inputs):
         return None
     shape = result.shapes[name]
-    types = _inferred(model, node, result, result.shapes | result.open)
-    known = _open_shape(types[name]) if name in types else None
-    if known is None or len(known) != len(shape):
-        return (None,) * len(shape)
-    return known if None in known else None
+    known: list[int | None] = list(shape)
+    for values in (result, shifted):
+        types = _inferred(model, node, values, result.shapes | result.open)
+        dims = _open_shape(types[name]) if name in types else None
+        if dims is None or len(dims) != len(shape):
+            return (None,) * len(shape)
+        known = [size if size == dim else None for size, dim in zip(known, dims, strict=True)]
+    return tuple(known) if None in known else None
 
 
 def _evaluate_declared(model: Model, node: Node, result: Shapes) -> None:
     spec = lookup(node.domain, node.op, model.opset(node.domain))
     if spec is not None and spec.evaluate is not None:
-        _evaluate(model, node, result)
+        _evaluate(model, node, spec.evaluate, result)
 
 
 def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
@@ -496,14 +545,11 @@ def _open_shape(type_: onnx.TypeProto) -> OpenShape | None:
     return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims)
 
 
-def _evaluate(model: Model, node: Node, result: Shapes) -> None:
+def _evaluate(model: Model, node: Node, evaluate: Evaluate, result: Shapes) -> None:
     """Integer shape arithmetic: the values of a node whose inputs are all known and small."""
     shape_only = node.op in ("Shape", "Size")
     if not shape_only and any(i and i not in result.values for i in node.inputs):
         return
-    spec = lookup(node.domain, node.op, model.opset(node.domain))
-    assert spec is not None
-    assert spec.evaluate is not None
     inputs = [] if shape_only else [result.values[i] if i else None for i in node.inputs]
     try:
         if node.op == "ConstantOfShape" and node.outputs[0] not in result.shapes:
@@ -511,7 +557,7 @@ def _evaluate(model: Model, node: Node, result: Shapes) -> None:
         known = result.shapes.get(node.outputs[0])
         if known is not None and math.prod(known) > SMALL:
             return
-        outputs = spec.evaluate(result.view(model, node), inputs)
+        outputs = evaluate(result.view(model, node), inputs)
     except (Unknown, ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError):
         return
     for name, value in zip(node.outputs, outputs, strict=False):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune import axes, flow, rewrite
+from onnxprune import axes, flow, rewrite, stored
 from onnxprune.axes import Axis, IntArray, Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.dependency import DependencyGraph, Link, uncollected
@@ -333,8 +333,7 @@ class _Surgery:
                         continue
                     want = wanted.get((node.index, i))
                     if want is not None:
-                        fixed = self.graph.shapes.static_entries(name)
-                        if want.shape != new[name].shape or (want != new[name])[fixed].any():
+                        if not np.array_equal(want, new[name]):
                             leaks |= root
                     elif link is None or not followed or self._restated(link, i):
                         leaks |= root
@@ -355,7 +354,8 @@ class _Surgery:
         proto.CopyFrom(node.proto)
         proto.output[0] = self._name(f"{name}.now")
         after = self._after.setdefault(node.index, [])
-        after += self._spliced(proto.output[0], name, old, self.graph.shapes.static_entries(name))
+        now = _some(self._evaluate(node, {}))
+        after += self._spliced(proto.output[0], name, old, self.graph.shapes.static_entries(name), now)
         self._replaced[node.index] = proto
 
     def _correct(self, name: str, uses: list[tuple[Node, int, Array]], got: Array) -> None:
@@ -378,19 +378,22 @@ class _Surgery:
             self._renamed[node.index, i] = made[key]
 
     def _spliced(
-        self, source: str, result: str, value: Array, fixed: Array, got: Array | None = None
+        self, source: str, result: str, value: Array, fixed: Array, got: Array
     ) -> list[onnx.NodeProto]:
         """Nodes that give `value` where `fixed`, and the entries of `source` elsewhere: a Concat of constants
-        and Gathers, as exporters write shapes. Where `got` is what `source` gives, entries that are right are
-        read from it, and dynamic ones that are not are scaled: they hold the cut units so many times."""
+        and Gathers, as exporters write shapes. Entries of `source` (`got`, at the sizes of the analysis) that
+        are right are read from it, and dynamic ones that are not are scaled: they hold the cut units so many
+        times."""
         if fixed.all():
             constant = onnx.helper.make_node("Constant", [], [result], name=result)
             tensor = onnx.numpy_helper.from_array(np.asarray(value), result)
             constant.attribute.append(onnx.helper.make_attribute("value", tensor))
             return [constant]
+        if value.ndim == 0:
+            return self._scaled(source, result, value, got)
         nodes: list[onnx.NodeProto] = []
         parts: list[str] = []
-        stated = fixed if got is None else fixed & (got != value)
+        stated = fixed & (got != value)
         for run in np.split(np.arange(value.size), np.flatnonzero(np.diff(stated)) + 1):
             if stated[run[0]]:
                 parts.append(self._constant(f"{result}.static", value[run]))
@@ -400,15 +403,25 @@ class _Surgery:
             nodes.append(
                 onnx.helper.make_node("Gather", [source, index], [parts[-1]], name=parts[-1], axis=0)
             )
-            if got is not None and (got[run] != value[run]).any():
-                common = np.gcd(got[run], value[run])
-                for op, factor in (("Mul", value[run] // common), ("Div", got[run] // common)):
-                    factors = self._constant(f"{result}.{op.lower()}", factor)
-                    scaled = self._name(f"{result}.scaled")
-                    nodes.append(onnx.helper.make_node(op, [parts[-1], factors], [scaled], name=scaled))
-                    parts[-1] = scaled
+            if (got[run] != value[run]).any():
+                scaled = self._name(f"{result}.scaled")
+                nodes += self._scaled(parts[-1], scaled, value[run], got[run])
+                parts[-1] = scaled
         nodes.append(onnx.helper.make_node("Concat", parts, [result], name=result, axis=0))
         return nodes
+
+    def _scaled(self, source: str, result: str, value: Array, got: Array) -> list[onnx.NodeProto]:
+        """Nodes that scale what is `got` from `source` to `value`, exactly at all sizes of the inputs."""
+        common = np.maximum(np.gcd(got, value), 1)
+        whole = self._name(f"{result}.whole")
+        mul, div = (
+            self._constant(f"{result}.{name}", np.asarray(array // common, dtype=value.dtype))
+            for name, array in (("mul", value), ("div", np.where(got == 0, 1, got)))
+        )
+        return [
+            onnx.helper.make_node("Mul", [source, mul], [whole], name=whole),
+            onnx.helper.make_node("Div", [whole, div], [result], name=result),
+        ]
 
     def _correct_parts(self, concat: Node, wanted: Array, wrong: Array) -> bool:
         """Rewrite the constant parts of a shape put together by Concat; False if that is not enough."""
@@ -495,6 +508,9 @@ class _Surgery:
         return count == 1 and not captured and name not in outputs
 
     def _cut(self, name: str, cut: Cut, new_name: str) -> onnx.TensorProto:
+        tensor = self.model.constants[name]
+        if stored.is_stored(tensor):
+            return stored.cut(tensor, new_name, cut)
         array = self.model.array(name)
         for axis, kept in enumerate(cut):
             if kept is not None:

@@ -26,7 +26,7 @@ def branch_of(join: str) -> int:
 def reference(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
     """The original with removed units put out where they are summed, statistics over what is kept, and zeros
     for what removed blocks add."""
-    proto = masked(graph, plan)
+    proto, keep = masked(graph, plan), masks(graph, plan)
     links = {link.node.label: link for link in graph.links}
     going = {edit.block for edit in plan.removals}
     nodes: list[onnx.NodeProto] = []
@@ -39,7 +39,7 @@ def reference(graph: DependencyGraph, plan: Plan) -> onnx.ModelProto:
             )
             node.input[i] = f"{node.name}.nothing"
             nodes.append(node)
-        elif node.name in links and (here := _statistic(links[node.name], masks(graph, plan))) is not None:
+        elif node.name in links and (here := _statistic(links[node.name], keep)) is not None:
             nodes += (_mean if node.op_type == "ReduceMean" else _norm)(node, here)
         else:
             nodes.append(node)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "onnxprune"
 
 # Each module may import those to its left only.
 LAYERS = [
-    "errors", "axes", "flow", "model", "ops", "sizes", "runtime", "shapes", "parts", "dependency", "blocks", "cost", "plan", "rewrite", "surgery",
+    "errors", "axes", "stored", "flow", "model", "ops", "sizes", "runtime", "shapes", "parts", "dependency", "blocks", "cost", "plan", "rewrite", "surgery",
     "criteria", "allocation", "passes", "validation", "report", "inspection", "pipeline", "api", "cli",
 ]  # fmt: skip
 

@@ -223,7 +223,7 @@ def ir_negative() -> onnx.ModelProto:
     return net(ir=-1)
 
 
-@broken("node 'add' reads 'd' before it is produced", "cyclic")
+@broken("is part of a cycle")
 def cyclic() -> onnx.ModelProto:
     return net([node("Add", ["a", "d"], ["b"], name="add"), node("Relu", ["b"], ["d"], name="back")])
 
@@ -231,16 +231,6 @@ def cyclic() -> onnx.ModelProto:
 @broken("node 'add' is part of a cycle")
 def cyclic_in_one_node() -> onnx.ModelProto:
     return net([node("Add", ["a", "b"], ["b"], name="add")])
-
-
-@broken("node 'pool' reads 'c' before it is produced", "sort the nodes")
-def unsorted() -> onnx.ModelProto:
-    def reverse(proto: onnx.ModelProto) -> None:
-        nodes = list(proto.graph.node)[::-1]
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-
-    return changed(reverse)
 
 
 @broken("tensor 'b' is produced twice", "second")
@@ -989,7 +979,7 @@ def test_external_data_goes_out_as_it_came_in(tmp_path: Path) -> None:
     path = stored_outside(tmp_path)
     assert shrink(path, "-o", tmp_path / "small.onnx").exit_code == 0
     assert (tmp_path / "small.onnx.data").stat().st_size == 432
-    assert load(tmp_path / "small.onnx").external == {"w1"}
+    assert load(tmp_path / "small.onnx").external.keys() == {"w1"}
 
 
 def test_external_data_of_the_input_is_not_overwritten(tmp_path: Path) -> None:

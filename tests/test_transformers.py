@@ -3,6 +3,7 @@ whole blocks can go, alone and together."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,6 @@ import onnxprune
 from models.transformers import HEADS, HIDDEN, NEURONS, TRANSFORMERS, WIDTH
 from onnxprune import passes
 from onnxprune.blocks import Blocks
-from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.passes import Options
 from onnxprune.plan import Plan, Remove
@@ -167,6 +167,11 @@ SINGLE = sorted(name for name, parts in PARTS.items() if parts == "4 | 6 6 | 40 
 names = pytest.mark.parametrize("name", TRANSFORMERS)
 
 
+@functools.cache
+def network(name: str) -> Blocks:
+    return Blocks(graph_of(TRANSFORMERS[name]()))
+
+
 def parts(blocks: Blocks) -> str:
     found: dict[str, list[tuple[int, str]]] = {role: [] for role in (*ROLES, "channels")}
     for group in blocks.graph.groups:
@@ -174,23 +179,21 @@ def parts(blocks: Blocks) -> str:
     return " | ".join(" ".join(f"{size}{mark}" for size, mark in sorted(found[role])) for role in ROLES)
 
 
-def pruned(graph: DependencyGraph, options: Options) -> tuple[Plan, onnx.ModelProto]:
+def pruned(blocks: Blocks, options: Options) -> tuple[Plan, onnx.ModelProto]:
     """What these options make of a model, equal to the reference."""
-    blocks = Blocks(graph)
-    plan = passes.plan(blocks, options, graph.model.digest())
-    result = apply(graph, plan, blocks)
-    assert_equal(graph, plan, result)
+    plan = passes.plan(blocks, options, blocks.graph.model.digest())
+    result = apply(blocks.graph, plan, blocks)
+    assert_equal(blocks.graph, plan, result)
     return plan, result
 
 
 def without(name: str, *joins: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """A network and the same less some blocks."""
-    proto = TRANSFORMERS[name]()
-    graph = graph_of(proto)
+    graph = network(name).graph
     plan = Plan(graph.model.digest(), tuple(Remove(join) for join in joins))
-    result = apply(graph, plan)
+    result = apply(graph, plan, network(name))
     assert_equal(graph, plan, result)
-    return proto, result
+    return graph.model.proto, result
 
 
 # -------------------------------------------------------------------------------------------- what there is
@@ -203,24 +206,23 @@ def test_every_network_is_listed() -> None:
 @names
 def test_parts_are_found(name: str) -> None:
     wanted = [sorted(part.split()) for part in PARTS[name].split("|")]
-    assert [
-        sorted(part.split()) for part in parts(Blocks(graph_of(TRANSFORMERS[name]()))).split("|")
-    ] == wanted
+    assert [sorted(part.split()) for part in parts(network(name)).split("|")] == wanted
 
 
 @names
 def test_residual_blocks_are_the_joins(name: str) -> None:
-    proto = TRANSFORMERS[name]()
-    joins = {node.name for node in proto.graph.node if "_join_" in node.name} - NO_BLOCKS.get(name, set())
-    found = Blocks(graph_of(proto)).residual
-    assert {(block.name, block.kind, block.branch) for block in found} == {
+    blocks = network(name)
+    joins = {node.label for node in blocks.graph.model.nodes if "_join_" in node.label} - NO_BLOCKS.get(
+        name, set()
+    )
+    assert {(block.name, block.kind, block.branch) for block in blocks.residual} == {
         (join, join.partition("_")[0], branch_of(join)) for join in joins
     }
 
 
 @names
 def test_nothing_inside_is_pinned_but_rows_of_tables(name: str) -> None:
-    graph = graph_of(TRANSFORMERS[name]())
+    graph = network(name).graph
     found = {pinned.reason.text for pinned in graph.pinned if pinned.reason.kind == "operator"}
     assert found - {"Gather: picked by position"} == PINNED.get(name, set())
 
@@ -231,9 +233,9 @@ def test_nothing_inside_is_pinned_but_rows_of_tables(name: str) -> None:
 @names
 @pytest.mark.parametrize("wish", WISHES)
 def test_parts_go_and_the_rest_computes_the_same(name: str, wish: str) -> None:
-    graph = graph_of(TRANSFORMERS[name]())
-    blocks = Blocks(graph)
-    plan, result = pruned(graph, WISHES[wish])
+    blocks = network(name)
+    graph = blocks.graph
+    plan, result = pruned(blocks, WISHES[wish])
     roles = {group.name: blocks.role(group) for group in graph.groups}
     touched = {roles[edit.group] for edit in plan.keeps} | ({"layers"} if plan.removals else set())
     if wish in ROLES:
@@ -245,6 +247,16 @@ def test_parts_go_and_the_rest_computes_the_same(name: str, wish: str) -> None:
         assert len(plan.removals) == 1
     if touched:
         assert parameters(result) < parameters(graph.model.proto)
+
+
+@names
+def test_a_later_operator_set_and_weights_as_nodes_are_the_same(name: str) -> None:
+    """Axes are inputs rather than attributes, and weights are made by Constant nodes."""
+    proto = TRANSFORMERS[name](opset=20, storage="constant")
+    assert {tensor.name for tensor in proto.graph.initializer} == set()
+    blocks = Blocks(graph_of(proto))
+    assert parts(blocks) == parts(network(name))
+    pruned(blocks, WISHES["together"])
 
 
 def matrices(proto: onnx.ModelProto) -> list[Array]:
@@ -288,7 +300,7 @@ def units(plan: Plan, size: int) -> list[tuple[int, ...]]:
     ],
 )
 def test_a_quarter_of_the_heads_is_gone_from_every_matrix(name: str, wanted: list[tuple[int, ...]]) -> None:
-    _, result = pruned(graph_of(TRANSFORMERS[name]()), Options(heads=0.25, align=1))
+    _, result = pruned(network(name), Options(heads=0.25, align=1))
     assert shapes(result)[: len(wanted)] == wanted
 
 
@@ -303,13 +315,13 @@ def test_a_quarter_of_the_heads_is_gone_from_every_matrix(name: str, wanted: lis
     ],
 )
 def test_a_quarter_of_the_neurons_is_gone_from_every_matrix(name: str, wanted: list[tuple[int, ...]]) -> None:
-    _, result = pruned(graph_of(TRANSFORMERS[name]()), Options(ffn=0.25, align=1))
+    _, result = pruned(network(name), Options(ffn=0.25, align=1))
     assert shapes(result)[-1 - len(wanted) : -1] == wanted
 
 
 def test_queries_keys_values_and_output_lose_the_same_heads() -> None:
     proto = TRANSFORMERS["torchscript"]()
-    plan, result = pruned(graph_of(proto), Options(heads=0.5, align=1))
+    plan, result = pruned(Blocks(graph_of(proto)), Options(heads=0.5, align=1))
     [heads] = units(plan, HEADS)
     here = np.concatenate([np.arange(head * WIDTH, (head + 1) * WIDTH) for head in heads])
     before, after = matrices(proto), matrices(result)
@@ -320,7 +332,7 @@ def test_queries_keys_values_and_output_lose_the_same_heads() -> None:
 
 def test_queries_lose_width_with_keys_and_values_with_the_output() -> None:
     proto = TRANSFORMERS["torchscript"]()
-    plan, result = pruned(graph_of(proto), Options(head_width=0.5, align=1))
+    plan, result = pruned(Blocks(graph_of(proto)), Options(head_width=0.5, align=1))
     before, after = matrices(proto), matrices(result)
     places = np.arange(HEADS * WIDTH).reshape(HEADS, WIDTH)
     kept = {edit.group: places[:, list(edit.units)].ravel() for edit in plan.keeps}
@@ -343,7 +355,7 @@ def test_queries_lose_width_with_keys_and_values_with_the_output() -> None:
 )
 def test_a_fused_matrix_loses_each_head_three_times(name: str, place: Callable[[int, int, int], int]) -> None:
     proto = TRANSFORMERS[name]()
-    plan, result = pruned(graph_of(proto), Options(heads=0.5, align=1))
+    plan, result = pruned(Blocks(graph_of(proto)), Options(heads=0.5, align=1))
     [heads] = units(plan, HEADS)
     here = sorted(place(i, head, d) for i in range(3) for head in heads for d in range(WIDTH))
     assert np.array_equal(matrices(result)[0], matrices(proto)[0][:, here])
@@ -352,7 +364,7 @@ def test_a_fused_matrix_loses_each_head_three_times(name: str, place: Callable[[
 @pytest.mark.parametrize("name", ["rotary_halves", "rotary_tables", "rotary_pairs"])
 def test_rotary_pairs_stay_pairs(name: str) -> None:
     proto = TRANSFORMERS[name]()
-    plan, result = pruned(graph_of(proto), Options(head_width=0.3, align=1))
+    plan, result = pruned(Blocks(graph_of(proto)), Options(head_width=0.3, align=1))
     [pairs] = units(plan, WIDTH // 2)
     assert len(pairs) == 2
     one = sorted(2 * p + i if name == "rotary_pairs" else p + 3 * i for p in pairs for i in (0, 1))
@@ -362,7 +374,7 @@ def test_rotary_pairs_stay_pairs(name: str) -> None:
 
 
 def test_a_cache_pins_heads_and_says_so() -> None:
-    blocks = Blocks(graph_of(TRANSFORMERS["cached"]()))
+    blocks = network("cached")
     reasons = {pinned.reason.text for pinned in blocks.graph.pinned if pinned.reason.kind == "interface"}
     assert any("past_key" in reason or "past_value" in reason for reason in reasons)
     assert blocks.cached
@@ -372,7 +384,7 @@ def test_a_cache_pins_heads_and_says_so() -> None:
 def test_a_scale_from_a_shape_stays_what_it_was() -> None:
     """The width of a head is 6 before the cut and 3 after it, the scale the root of 6 in both."""
     proto = TRANSFORMERS["scale_from_shape"]()
-    plan, result = pruned(graph_of(proto), Options(head_width=0.5, align=1))
+    plan, result = pruned(Blocks(graph_of(proto)), Options(head_width=0.5, align=1))
     assert units(plan, WIDTH)
     inputs = feeds(proto)
     root = next(node.output[0] for node in result.graph.node if node.op_type == "Sqrt")
@@ -445,7 +457,7 @@ def test_an_encoder_lives_as_long_as_someone_reads_it() -> None:
     "name", ["parallel", "parallel_sum", "vocoder", "swin", "post_norm", "speech", "one_layer_twice"]
 )
 def test_every_block_can_go_alone_and_all_together(name: str) -> None:
-    every = [block.name for block in Blocks(graph_of(TRANSFORMERS[name]())).residual]
+    every = [block.name for block in network(name).residual]
     for join in every:
         without(name, join)
     _, after = without(name, *every)

@@ -10,11 +10,18 @@ def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
     return names("h", rank), names("p", rank), names("y", rank)
 
 
+def _pointwise(node: NodeView) -> bool:
+    """Whether every position is convolved on its own."""
+    sizes = (*node.shape(1)[2:], *node.attr("strides", ()))
+    return all(size == 1 for size in sizes) and not any(node.attr("pads", ()))
+
+
 @op(
     "Conv",
     since=1,
     samples=[
         Sample(((2, 6, 5, 5), (8, 6, 3, 3), (8,))),
+        Sample(((2, 6, 5, 4), (8, 6, 1, 1), (8,))),
         Sample(((2, 6, 5, 5), (9, 2, 3, 3), (9,)), {"group": 3, "pads": [1, 1, 1, 1]}),
         Sample(((2, 6, 7), (12, 1, 3)), {"group": 6, "strides": [2]}),
         Sample(((1, 4, 5, 5, 5), (6, 4, 3, 3, 3), (6,)), {"dilations": [2, 2, 2]}),
@@ -24,11 +31,13 @@ def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
 )
 def conv(node: NodeView) -> Rule:
     h, p, y = _spatial(node)
+    if _pointwise(node):
+        h = y
     return Rule.of(
         f"n (g i) {' '.join(h)}, (g o) i {' '.join(p)}, (g o) -> n (g o) {' '.join(y)}",
         sizes={"g": int(node.attr("group", 1))},
         attributes={"group": "g"},
-        pinned=pins((*h, *p, *y), "kernel window"),
+        pinned=pins(p if h == y else (*h, *p, *y), "kernel window"),
         macs=("n", "g", "o", "i", *p, *y),
         linear=(1, 2),
     )

@@ -24,15 +24,21 @@ STATISTIC = "a statistic is taken over this axis"
         Sample(((3, 4), (4,), (4,), (4,), (4,)), opset=9),
         Sample(((2, 4, 3), (4,), (4,), (4,), (4,)), {"spatial": 1}, opset=8),
         Sample(((2, 4, 3, 3), (4,), (4,), (4,), (4,)), {"epsilon": 0.1}, opset=14),
+        Sample(((2, 4, 3), (4,), (4,), (4,), (4,)), {"training_mode": 1}, outputs=3),
     ],
 )
 def batch_normalization(node: NodeView) -> Rule | Pinned:
-    if node.attr("training_mode", 0):
-        return Pinned("it is in training mode")
+    """In training mode, with which exporters write standardised weights, it takes its own statistics."""
     if node.opset < 9 and not node.attr("spatial", 1):
         return Pinned("spatial=0 keeps statistics per position")
-    space = " ".join(names("s", node.rank() - 2))
-    return Rule.of(f"n c {space}, c, c, c, c -> n c {space}", gain=1)
+    axes = names("s", node.rank() - 2)
+    space = " ".join(axes)
+    training = node.attr("training_mode", 0)
+    return Rule.of(
+        f"n c {space}, c, c, c, c -> n c {space}, c, c",
+        gain=1,
+        lossy=pins(("n", *axes), STATISTIC) if training else {},
+    )
 
 
 @op("InstanceNormalization", samples=[Sample(((2, 4, 3, 3), (4,), (4,)))])

@@ -71,7 +71,9 @@ class _Facts:
     def rule(self, node: Node) -> Rule | None:
         """What the node's axes mean; None where that is unknown, or it does not act as at inference."""
         spec = lookup(node.domain, node.op, self.model.opset(node.domain))
-        if spec is None or (node.op == "BatchNormalization" and any(node.outputs[1:])):
+        if spec is None:
+            return None
+        if node.op == "BatchNormalization" and (any(node.outputs[1:]) or node.attributes.get("training_mode")):
             return None
         try:
             rule = spec.declare(self.shapes.view(self.model, node))

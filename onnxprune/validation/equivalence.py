@@ -22,7 +22,7 @@ from onnxprune.parts import too_large
 from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, make_feeds
 from onnxprune.shapes import accepted_runs
 from onnxprune.sizes import Sizes
-from onnxprune.validation import comparable, in_parts, unrounded
+from onnxprune.validation import comparable, in_parts, repeatable, unrounded
 from onnxprune.validation.difference import difference
 from onnxprune.validation.masked import masked
 
@@ -61,6 +61,11 @@ def check(
     """
     reference, pruned = masked(graph, keep, removed), flow.flatten(pruned).proto
     notes: list[str] = []
+    if random := repeatable.random(graph, reference):
+        notes.append(
+            f"checked with the same numbers at each run in place of random ones ({', '.join(random)})"
+        )
+        reference, pruned = repeatable.repeatable(graph, reference), repeatable.repeatable(graph, pruned)
     if foreign := comparable.foreign(reference):
         notes.append(f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it")
         reference, pruned = comparable.around(graph, reference), comparable.around(graph, pruned)
@@ -134,7 +139,7 @@ def _optimised(
     why = failure(pruned, plain)
     if why is None:
         return None
-    original = graph.model.proto
+    original = repeatable.repeatable(graph, graph.model.proto)
     try:
         fails_too = failure(original, Session(original, expose=_inner(original, names, graph))) is not None
     except RunError:

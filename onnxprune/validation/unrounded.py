@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.model import FLOATS, Array, copied, subgraphs
+from onnxprune.model import FLOATS, Array, copied, subgraphs, to_array
 from onnxprune.ops.real import FORMS, Real
 from onnxprune.shapes import Shapes
 
@@ -337,7 +337,7 @@ class _View:
         tensor = self.graph.constants.get(self.node.input[i])
         if tensor is None:
             raise _Unknown
-        array = numpy_helper.to_array(tensor)
+        array = to_array(tensor)
         return array.reshape(()) if array.size == 1 else array
 
     def scale(self, i: int, shape: tuple[int, ...] = ()) -> str:
@@ -346,7 +346,7 @@ class _View:
         if tensor is None:
             name = self.graph.single(name)
             return self.graph.emit("Reshape", name, self.graph.number(np.array(shape))) if shape else name
-        array = numpy_helper.to_array(tensor).astype(np.float32)
+        array = to_array(tensor).astype(np.float32)
         if array.size == 1:
             shape = ()
         return self.graph.number(array.reshape(shape) if shape or array.size == 1 else array)
