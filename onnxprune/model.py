@@ -225,6 +225,11 @@ class Model:
         ready: list[tuple[str, int]] = []
         for node in self.nodes:
             needs = {n for n in (*node.inputs, *node.captured) if n in self.producers}
+            if late := sorted(name for name in needs if self.producers[name].index > node.index):
+                self._refuse(
+                    f"node '{node.label}' reads '{late[0]}' before it is produced (a cycle, or a body whose nodes "
+                    "are out of order); the graph is invalid"
+                )
             waiting[node.index] = len(needs)
             if not needs:
                 heapq.heappush(ready, (_order_key(node), node.index))

@@ -223,7 +223,7 @@ def ir_negative() -> onnx.ModelProto:
     return net(ir=-1)
 
 
-@broken("is part of a cycle")
+@broken("node 'add' reads 'd' before it is produced", "cycle")
 def cyclic() -> onnx.ModelProto:
     return net([node("Add", ["a", "d"], ["b"], name="add"), node("Relu", ["b"], ["d"], name="back")])
 
