@@ -37,7 +37,7 @@ def choose(blocks: Blocks, options: Options, gone: frozenset[int] = frozenset())
     roles = {group: blocks.role(group) for group in graph.groups}
     taken: dict[Group, Role] = {}
     reasons: dict[Group, str] = {}
-    for group in sorted(graph.groups, key=_preference):
+    for group in sorted(graph.groups, key=lambda group: _preference(group, roles[group])):
         option = options.option_for(roles[group])
         if option is None:
             reasons[group] = "not asked for"
@@ -58,10 +58,11 @@ def choose(blocks: Blocks, options: Options, gone: frozenset[int] = frozenset())
     return [Choice(group, roles[group], reasons.get(group)) for group in graph.groups]
 
 
-def _preference(group: Group) -> tuple[bool, bool, int, str]:
+def _preference(group: Group, role: Role) -> tuple[bool, bool, int, str]:
     """Of the factors of one product the outer one (whole heads, whole convolution groups) is cut, unless
-    it is too coarse."""
-    return (group.size < 4, group.inner, -group.size, group.name)
+    it is too coarse; heads never are, because kernels and runtimes ask for certain widths."""
+    coarse = group.size < 4 and role != "heads"
+    return (coarse, group.inner, -group.size, group.name)
 
 
 def _matches(group: Group, pattern: str) -> bool:
