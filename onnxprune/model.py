@@ -505,6 +505,8 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[Layout, frozense
         layout[tensor.name] = target.relative_to(path.parent).as_posix()
         files.add(target)
         what = f"{path}: external data '{target.name}' of tensor '{tensor.name}'"
+        if "length" not in _entries(tensor):
+            tensor.external_data.add(key="length", value=str(expected_bytes(tensor)))
         try:
             with warnings.catch_warnings():  # onnxruntime adds keys of its own, for its caches
                 warnings.simplefilter("ignore")
@@ -522,25 +524,49 @@ def _load_external(proto: onnx.ModelProto, path: Path) -> tuple[Layout, frozense
 
 def _data_file(tensor: onnx.TensorProto, path: Path) -> Path:
     """The plain file in the model's folder that holds a tensor, whose type and shape are known."""
-    location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    location = _entries(tensor).get("location", "")
     what = f"{path}: external data '{location}' of tensor '{tensor.name}'"
+    if not isinstance(location, str):
+        raise UserError(f"{what} has no name that is UTF-8 text; the file is damaged, export it again")
     target = path.parent / location
-    if not location or not target.exists():
+    if not location or not _exists(target):
         raise UserError(f"{what} is missing; put that file beside the model")
     if not _inside(target, path.parent):
         raise UserError(f"{what} is not a plain file (no link) inside the model's folder; copy it there")
     if tensor.data_type not in _TYPES or any(dim < 0 for dim in tensor.dims):
         raise UserError(f"{what} has no type or shape that is known; export the model again")
+    if _TYPES[tensor.data_type] == "STRING":
+        raise UserError(f"{what} is text, which only the model itself can hold; export the model again")
+    try:
+        target.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{what} cannot be read ({os.strerror(error.errno or 0)})") from None
+    for field in _VALUES:  # what the file says counts
+        tensor.ClearField(field)
     return target
+
+
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    """What is said about a tensor's place; the last word counts, as in onnx and onnxruntime."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that cannot be
+        return False
 
 
 def _stay(tensor: onnx.TensorProto, path: Path) -> None:
     """Leave a large tensor where it is stored, if it lies there whole."""
     need = expected_bytes(tensor)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = _entries(tensor)
     offset, length = entries.get("offset", "0"), entries.get("length", str(need))
-    plain = need >= STORED and _TYPES[tensor.data_type] not in _PACKED and offset.isdecimal()
-    if plain and length == str(need) and int(offset) + need <= path.stat().st_size:
+    digits = offset.isdecimal() and len(offset) < 20
+    if need < STORED or _TYPES[tensor.data_type] in _PACKED or not digits or length != str(need):
+        return
+    if int(offset) + need <= path.stat().st_size:
         stored.bind(tensor, path, int(offset))
 
 
@@ -561,6 +587,7 @@ def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield tensor
 
 
+_VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "uint64_data", "double_data", "string_data")
 _TYPES = {number: name for name, number in onnx.TensorProto.DataType.items() if number}
 _PACKED = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 

@@ -39,8 +39,16 @@ def too_large(model: Model) -> bool:
 def partition(model: Model, shapes: Shapes, shared: Collection[str], results: Sequence[str]) -> list[Part]:
     """Parts of bounded weight whose borders are among the `shared` tensors; the last ones give `results`."""
     heavy = _behind_large_weights(model)
+
+    def passes(name: str) -> bool:
+        known = name in shared and name in heavy and name in shapes.shapes
+        return known and shapes.elements.get(name) in FLOATS
+
     last_read = {name: i for i, node in enumerate(model.nodes) for name in (*node.inputs, *node.captured)}
     last_read |= dict.fromkeys(results, len(model.nodes))
+    for node in reversed(model.nodes):  # what is computed again needs its operands for as long as it is read
+        again = max((last_read.get(name, -1) for name in node.outputs if not passes(name)), default=-1)
+        last_read |= {name: max(last_read.get(name, -1), again) for name in node.inputs}
     parts: list[Part] = []
     known: frozenset[str] = frozenset()
     live: dict[str, None] = {}
@@ -57,10 +65,7 @@ def partition(model: Model, shapes: Shapes, shared: Collection[str], results: Se
             size, read = 0, set()
         read |= fresh
         size += cost
-        for name in node.outputs:
-            wanted = name in shared and name in heavy and name in shapes.shapes
-            if wanted and shapes.elements.get(name) in FLOATS:
-                live[name] = None
+        live |= dict.fromkeys(filter(passes, node.outputs))
     parts.append(Part(tuple(name for name in results if name not in known), known))
     return [part for part in parts if part.outputs]
 
@@ -121,7 +126,9 @@ class Runner:
         weights: Feeds = {}
         for name in sorted(outside):
             tensor = self._weights.get(name)
-            if tensor is None:
+            if name in self._inputs and tensor is None:
+                graph.input.append(self._inputs[name])
+            elif tensor is None:
                 element = onnx.helper.np_dtype_to_tensor_dtype(feed[name].dtype)
                 graph.input.append(onnx.helper.make_tensor_value_info(name, element, None))
             elif expected_bytes(tensor) >= LARGE and tensor.data_type in FLOATS:

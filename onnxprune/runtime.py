@@ -95,11 +95,15 @@ class Session:
                 self._session = self._open(str(source), options)
             else:
                 source = flow.nest(source)
+                if (crashing := crash(source)) is not None:
+                    raise RunError(crashing)
                 with _scratch() as folder:
                     path = folder / "model.onnx"
                     large = {t.name: "" for t in source.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
                     save(source, path, large, outputs=expose)
                     self._session = self._open(str(path), options)
+        except RunError:
+            raise
         except (UserError, OSError) as error:
             where = tempfile.gettempdir()
             raise UserError(
@@ -108,19 +112,44 @@ class Session:
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise _failure(error) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
-        self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
+        self.inputs: dict[str, str] = {i.name: i.type for i in self._session.get_inputs()}
 
     @staticmethod
     def _open(path: str, options: Any) -> Any:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)  # which prints
+
+    def _fit(self, name: str, value: Array) -> Array:
+        """A float feed in the width that the model states."""
+        return value.astype(np.float32, copy=False) if self.inputs[name] == "tensor(float)" else value
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         names = list(outputs or self.outputs)
         try:
-            values = self._session.run(names, {k: v for k, v in feeds.items() if k in self.inputs})
+            values = self._session.run(
+                names, {k: self._fit(k, v) for k, v in feeds.items() if k in self.inputs}
+            )
         except Exception as error:  # as above
             raise _failure(error) from None
         return dict(zip(names, values, strict=True))
+
+
+def crash(proto: onnx.ModelProto) -> str | None:
+    """A node whose kernel takes the whole process along (in onnxruntime 1.31), and what to do about it."""
+    nodes = [node for graph in flow.graphs(proto) for node in graph.node]
+    nodes += [node for function in proto.functions for node in function.node]
+    for node in nodes:
+        name = node.name or next(iter(node.output), "")
+        if node.domain == "com.microsoft" and node.op_type == "Attention" and not any(node.input[2:3]):
+            return f"its Attention without a bias crashes (node '{name}'); give it one of zeros"
+        if node.domain == "com.microsoft" and node.op_type == "QLinearConcat" and not all(node.input):
+            return f"an operand that is left out of node '{name}' crashes it; export the model again"
+        if node.op_type in ("Attention", "GroupQueryAttention"):
+            heads = {a.name: a.i for a in node.attribute if a.name.endswith("num_heads")}
+            if any(heads.values()) and not all(0 < count < 2**31 for count in heads.values()):
+                stated = " and ".join(f"{key} {count}" for key, count in sorted(heads.items()))
+                return f"{stated} of node '{name}' crash it; export the model again"
+    return None
 
 
 _SIGNATURE = r"[^()]*\([^()]*\)(?: const)?(?: \[with [^]]*\])? "
@@ -158,6 +187,8 @@ def make_feeds(
         tensor = value.type.tensor_type
         if not value.type.HasField("tensor_type") or tensor.elem_type in (0, onnx.TensorProto.STRING):
             raise RunError(f"input '{value.name}' is not a tensor of numbers")
+        if not tensor.HasField("shape"):  # taken for a number, it can take the process along
+            raise RunError(f"the shape of input '{value.name}' is not stated")
         shape = [
             sizes[dim_key(value.name, axis, dim)] if is_dynamic(dim) else dim.dim_value
             for axis, dim in enumerate(tensor.shape.dim)

@@ -21,13 +21,14 @@ Array = npt.NDArray[Any]
 Positions = npt.NDArray[np.int64]
 
 _SECRET = secrets.token_hex(16)  # so that no file can come with such entries
-FILE, OFFSET, DIMS, KEPT = (f"{_SECRET}.{name}" for name in ("file", "offset", "dims", "kept."))
+FILE, OFFSET, TYPE, DIMS, KEPT = (f"{_SECRET}.{name}" for name in ("file", "offset", "type", "dims", "kept."))
 
 
 def bind(tensor: onnx.TensorProto, path: Path, offset: int) -> None:
     """Make a tensor one that is read from a file at an offset."""
     dims = " ".join(map(str, tensor.dims))
-    for key, value in ((FILE, str(path.resolve())), (OFFSET, str(offset)), (DIMS, dims)):
+    where = {FILE: str(path.resolve()), OFFSET: str(offset), TYPE: str(tensor.data_type), DIMS: dims}
+    for key, value in where.items():
         tensor.external_data.add(key=key, value=value)
 
 
@@ -37,17 +38,19 @@ def is_stored(tensor: onnx.TensorProto) -> bool:
 
 
 def read(tensor: onnx.TensorProto) -> Array:
-    """The values: the file itself, mapped, where nothing was cut; never to be written to."""
+    """The values: the file itself, mapped, where nothing was cut; never to be written to. A tensor whose type
+    was changed since gives its values in the new one.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dims = [int(size) for size in entries[DIMS].split()]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(int(entries[TYPE]))
     offset = int(entries[OFFSET])
     stop = offset + math.prod(dims) * dtype.itemsize
     array: Array = _mapped(entries[FILE])[offset:stop].view(dtype).reshape(dims)
     for axis in range(len(dims)):
         if (kept := entries.get(f"{KEPT}{axis}")) is not None:
             array = array.take(_positions(kept), axis=axis)
-    return array
+    return array.astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
 
 
 def cut(tensor: onnx.TensorProto, name: str, kept: Sequence[Positions | None]) -> onnx.TensorProto:

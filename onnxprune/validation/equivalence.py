@@ -22,7 +22,7 @@ from onnxprune.parts import too_large
 from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, make_feeds
 from onnxprune.shapes import accepted_runs
 from onnxprune.sizes import Sizes
-from onnxprune.validation import comparable, in_parts, repeatable, unrounded
+from onnxprune.validation import comparable, in_parts, repeatable, unrounded, widened
 from onnxprune.validation.difference import difference
 from onnxprune.validation.masked import masked
 
@@ -81,6 +81,9 @@ def check(
         rounded = pruned
         reference = unrounded.unrounded(reference, graph.shapes)
         pruned = unrounded.unrounded(pruned, graph.shapes)
+    if (rare := widened.rare(reference)) and (too_large(graph.model) or widened.needed(reference)):
+        notes.append(f"checked in float32 in place of {' and '.join(rare)}")
+        reference, pruned = widened.widened(reference), widened.widened(pruned)
     names = _compared(graph, reference, pruned, keep)
     if too_large(graph.model):
         extra = _extra_feeds(graph, reference)
@@ -97,10 +100,10 @@ def check(
         named = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         notes.append(f"branches that no input of the check takes: {named}")
     del reference
-    session = Session(pruned, expose=_inner(pruned, names, graph))
+    session = Session(pruned, expose=_inner(pruned, names))
     errors = [difference(want, session.run(feeds, names)) for _, feeds, want in runs]
     if rounded is not None:  # that it runs is not said by the other form of it
-        Session(rounded).run(runs[0][1])
+        _run_rounded(graph, rounded, runs[0][1])
     tolerance = _tolerance(graph)
     if max(errors) > tolerance and expected is not None:
         for i, run in enumerate(runs):
@@ -121,6 +124,27 @@ def check(
     return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
 
 
+def _run_rounded(graph: DependencyGraph, pruned: onnx.ModelProto, feeds: Feeds) -> None:
+    """Run the pruned model as it is; if that fails, the original may be to blame."""
+    try:
+        Session(pruned).run(feeds)
+    except OutOfMemory:
+        raise
+    except RunError:
+        original = graph.model.proto
+        if comparable.foreign(original):
+            original = comparable.around(graph, original)
+        if any(map(comparable.is_batch_first, original.graph.node)):
+            original = comparable.steps_first(original)
+        try:
+            Session(original).run(feeds)
+        except RunError as error:
+            raise UserError(
+                f"{graph.model.name}: onnxruntime cannot run the model: {error}; nothing was written"
+            ) from None
+        raise
+
+
 def _optimised(
     graph: DependencyGraph, pruned: onnx.ModelProto, plain: Session, feeds: list[Feeds], names: list[str]
 ) -> str | None:
@@ -130,7 +154,7 @@ def _optimised(
 
     def failure(proto: onnx.ModelProto, plain: Session) -> str | None:
         try:
-            session = Session(proto, "basic", expose=_inner(proto, names, graph))
+            session = Session(proto, "basic", expose=_inner(proto, names))
             worst = max(difference(plain.run(feed, names), session.run(feed, names)) for feed in feeds)
         except RunError as error:
             return str(error)
@@ -141,7 +165,7 @@ def _optimised(
         return None
     original = repeatable.repeatable(graph, graph.model.proto)
     try:
-        fails_too = failure(original, Session(original, expose=_inner(original, names, graph))) is not None
+        fails_too = failure(original, Session(original, expose=_inner(original, names))) is not None
     except RunError:
         fails_too = True
     return None if fails_too else f"with basic optimisations: {why}"
@@ -161,7 +185,7 @@ def _reference_runs(
     marks = [watch.name for watch in watches]
     shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in marks]
     try:
-        session = Session(watching, expose=[*_inner(reference, names, graph), *shown])
+        session = Session(watching, expose=[*_inner(reference, names), *shown])
     except RunError as error:
         raise UserError(
             f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written"
@@ -278,12 +302,7 @@ def _stated(graph: DependencyGraph, name: str) -> int:
     return 0
 
 
-def _inner(proto: onnx.ModelProto, names: list[str], graph: DependencyGraph) -> list[onnx.ValueInfoProto]:
+def _inner(proto: onnx.ModelProto, names: list[str]) -> list[onnx.ValueInfoProto]:
     """The compared tensors that are no outputs of the model."""
     known = {o.name for o in proto.graph.output}
-    elements = graph.shapes.elements
-    return [
-        onnx.helper.make_tensor_value_info(name, elements.get(name, 0), None)
-        for name in names
-        if name not in known
-    ]
+    return [onnx.ValueInfoProto(name=name) for name in names if name not in known]

@@ -7,6 +7,7 @@ those positions. Together the parts cover the whole graph, so the models are equ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Array
 from onnxprune.parts import Part, Runner, partition
 from onnxprune.runtime import Feeds, RunError, index_bounds, make_feeds
-from onnxprune.sizes import Sizes
+from onnxprune.sizes import Sizes, assignments, dynamic_dims
 from onnxprune.validation.difference import difference
 
 
@@ -37,8 +38,9 @@ def compare(
     shared = {name for name in _made(reference) & _made(pruned) if _sliceable(graph, keep, name)}
     parts = partition(graph.model, graph.shapes, shared, names)
     sizes = [graph.shapes.sizes]
-    if graph.shapes.other is not None and graph.shapes.other.sizes != sizes[0]:
-        sizes.append(graph.shapes.other.sizes)
+    if graph.shapes.other is not None:  # of the same sizes if the analysis has found one set only
+        candidates = (graph.shapes.other.sizes, *itertools.islice(assignments(dynamic_dims(graph.model)), 2))
+        sizes += [other for other in candidates if other != sizes[0]][:1]
     bounds = index_bounds(graph.model, graph.shapes.shapes)
     feeds = [make_feeds(graph.model, here, seed, bounds) | extra for seed, here in enumerate(sizes)]
     full, short = [dict(feed) for feed in feeds], [dict(feed) for feed in feeds]
