@@ -10,7 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import growth, memory, models_table, peers, time_ratio
+from benchmarks import (
+    analysis,
+    growth,
+    large,
+    memory,
+    models_table,
+    peers,
+    recurrent,
+    time_ratio,
+    transformers,
+)
 from benchmarks.common import (
     DOCUMENT,
     Figure,
@@ -23,7 +33,8 @@ from benchmarks.common import (
 )
 
 BENCHMARKS = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (models_table, time_ratio, growth, memory, peers)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (models_table, transformers, recurrent, time_ratio, analysis, growth, memory, large, peers)
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth [--update]
 
-Graphs of five families at some 200, 2,000 and 20,000 nodes, with few channels, so that the graph and
+Graphs of several families at some 200, 2,000 and 20,000 nodes, with few channels, so that the graph and
 not the weights is what takes the time. Each family runs in a process of its own, in rounds: in each
 round every size in turn, the small ones several times, so that other work on the machine falls on all
 alike; the ratios are taken within a round, and medians over the rounds. Processor time. What the
@@ -21,6 +21,7 @@ from typing import Any
 
 import onnx
 
+from benchmarks.analysis import transformer
 from benchmarks.common import Benchmark, Figure, Results, isolated, median, run, stamp, table
 from models.builder import Graph, Tensor
 from onnxprune import passes, surgery
@@ -74,12 +75,15 @@ FAMILIES: dict[str, Callable[[Graph, Tensor], Tensor]] = {
     "ShuffleNet units": _shuffle,
     "C2f blocks": _csp,
 }
+DECODER = (
+    "decoder with computed shapes"  # as TorchScript exports it: Shape, Gather, Unsqueeze, Concat, Reshape
+)
 
 
 def measure() -> Results:
     """Seconds per family, size and step."""
     rows = {}
-    for family in FAMILIES:
+    for family in (*FAMILIES, DECODER):
         print(f"{family} ...", file=sys.stderr, flush=True)
         rows[family] = isolated(_family, family)
     return {"rows": rows}
@@ -102,6 +106,8 @@ def _mean(proto: onnx.ModelProto, repeats: int) -> list[float]:
 
 
 def _build(family: str, size: int) -> onnx.ModelProto:
+    if family == DECODER:
+        return transformer("llama", size)
     g = Graph(family)
     x = g.conv_bn(g.input("batch", 3, 8, 8), 8, 3)
     while len(g.nodes) < size:

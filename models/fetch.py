@@ -145,6 +145,9 @@ PACKAGES = {
             "silero_vad/data/silero_vad_16k_sequence.onnx": (
                 "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85"
             ),
+            "silero_vad/data/silero_vad_half.onnx": (
+                "1e0b195ad4806595ef4466f419d16fca7e4afcfc6669b8c0b5f76ea87547c769"
+            ),
             "silero_vad/data/silero_vad_op18_ifless.onnx": (
                 "7671cd04b004e9076da0d4a7b1a5aec36adf161c39230c1cb94a4fd5db6bbd28"
             ),
@@ -288,6 +291,11 @@ RECIPES = {
         "voice activity over a sequence: Conv and the LSTM operator",
         "silero-vad",
         f"{_VAD}/silero_vad_16k_sequence.onnx",
+    ),
+    "silero-vad-half": Recipe(
+        "voice activity: another training of silero-vad-16k, float32 despite its name",
+        "silero-vad",
+        f"{_VAD}/silero_vad_half.onnx",
     ),
     "silero-vad-ifless": Recipe(
         "voice activity: one If around everything, operator set 18",

@@ -165,7 +165,10 @@ def shrink(
 def plan(model: Path, output: Path, **given: Any) -> None:
     """Decide what to remove from MODEL and write it down."""
     _protect((model,), (output,))
-    _write_text(output, pipeline.make_plan(model, _options(given)).to_json())
+    options = _options(given)
+    opened = pipeline.open_model(model)
+    _protect(tuple(opened.files), (output,))
+    _write_text(output, pipeline.make_plan(opened, options).to_json())
 
 
 @main.command()
@@ -255,6 +258,12 @@ def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: boo
 
 def _write(result: Result, target: Path, plan_out: Path | None, json_out: Path | None) -> None:
     """Everything or nothing: the files take their places together, at the end."""
+    data = {path.resolve() for path in result.data_files(target)}
+    for path in filter(None, (plan_out, json_out)):
+        if any(same_file(path, source) for source in result.sources):
+            raise UserError(f"{path}: this would overwrite the input; choose another path")
+        if path.resolve() in data:
+            raise UserError(f"{path}: two outputs have the same path; give each its own")
     with contextlib.ExitStack() as stack:
         plan_file, report_file = (
             stack.enter_context(atomic(path)) if path is not None and path != STDOUT else None

@@ -375,6 +375,13 @@ class DependencyGraph:
         self, terms: AxisPattern, size: int, rule: Rule, labels: dict[str, Axis], node: Node | None = None
     ) -> Axis:
         """The axis a pattern describes; labels not met before become fresh axes."""
+        if len(terms) == 1 and len(terms[0]) == 1:  # nearly always
+            name = terms[0][0]
+            if name not in labels:
+                labels[name] = self._new(name, rule.sizes.get(name, size), rule, node)
+            if labels[name].extent != size:
+                raise axes.Contradiction(f"{size} and {labels[name].extent}")
+            return labels[name]
         known = sum(self._term_size(term, rule, labels) or 0 for term in terms)
         built: list[Axis] = []
         for term in terms:
@@ -494,10 +501,12 @@ class DependencyGraph:
                     if var not in found:
                         found[var] = Group("", var, [])
                     found[var].grouped |= grouped
+        lossy: dict[Var, dict[Reason, None]] = {}
         for axis, reason in self._lossy:
             for var in axes.free_vars(axis):
-                if reason not in found[var].lossy:
-                    found[var].lossy += (reason,)
+                lossy.setdefault(var, {})[reason] = None
+        for var, reasons in lossy.items():
+            found[var].lossy = tuple(reasons)
         for link in self.links:
             parameters = list(self._parameters(link))
             for occurrence, axis in self._occurrences(link, parameters) if parameters else ():
@@ -519,9 +528,7 @@ class DependencyGraph:
                 for axis, (kind, terms) in enumerate(zip(typed, link.rule.inputs[i] or (), strict=True)):
                     yield i, axis, terms, kind
 
-    def _occurrences(
-        self, link: Link, parameters: Iterable[Parameter]
-    ) -> Iterator[tuple[Occurrence, Axis]]:
+    def _occurrences(self, link: Link, parameters: Iterable[Parameter]) -> Iterator[tuple[Occurrence, Axis]]:
         made = {name for pattern in link.rule.outputs if pattern for name in pattern_labels(pattern)}
         for i, axis, terms, _ in parameters:
             tensor = link.node.inputs[i]

@@ -731,6 +731,9 @@ class _Nester:
         self._settle()
         self.shown = self._restored()
         self.taken = set(self.place) | {tensor.name for tensor in graph.initializer}
+        self.weights: dict[int, list[onnx.TensorProto]] = {}  # by scope
+        for tensor in graph.initializer:
+            self.weights.setdefault(self._place_of_weight(tensor.name), []).append(tensor)
 
     def run(self) -> onnx.ModelProto:
         result = onnx.ModelProto()
@@ -750,9 +753,7 @@ class _Nester:
             else:
                 nodes[scope].append(self._named(node))
         result.graph.node.extend(nodes[0])
-        for tensor in self.proto.graph.initializer:
-            if self._place_of_weight(tensor.name) == 0:
-                result.graph.initializer.append(tensor)
+        result.graph.initializer.extend(self.weights.get(0, ()))
         for sparse in self.proto.graph.sparse_initializer:
             if self.place.get(sparse.values.name, 0) == 0:
                 result.graph.sparse_initializer.append(sparse)
@@ -801,10 +802,8 @@ class _Nester:
         return len(self.scopes.chain(scope))
 
     def _place_of_weight(self, name: str) -> int:
-        if name not in self.place:
-            listed = self.proto.ir_version < 4  # weights had to be inputs then, which bodies lack
-            self.place[name] = 0 if listed else self.readers.get(name, 0)
-        return self.place[name]
+        listed = self.proto.ir_version < 4  # weights had to be inputs then, which bodies lack
+        return self.place.setdefault(name, 0 if listed else self.readers.get(name, 0))
 
     def _restored(self) -> dict[str, str]:
         """Original names, but for those that would hide a tensor that is read there."""
@@ -864,10 +863,9 @@ class _Nester:
     ) -> None:
         body.node.extend(nodes)
         made = {output for node in nodes for output in node.output}
-        for tensor in self.proto.graph.initializer:
-            if self._place_of_weight(tensor.name) == scope:
-                body.initializer.add().CopyFrom(tensor)
-                body.initializer[-1].name = self.shown.get(tensor.name, tensor.name)
+        for tensor in self.weights.get(scope, ()):
+            body.initializer.add().CopyFrom(tensor)
+            body.initializer[-1].name = self.shown.get(tensor.name, tensor.name)
         for sparse in self.proto.graph.sparse_initializer:
             if self.place.get(sparse.values.name) == scope:
                 body.sparse_initializer.add().CopyFrom(sparse)

@@ -651,11 +651,11 @@ def save(
     """
     proto = flow.nest(proto)
     path = Path(path)
-    places = _places(proto, path, external)
-    for target in (path, *dict.fromkeys(places.values())):
+    place_of = places(proto, path, external)
+    for target in (path, *dict.fromkeys(place_of.values())):
         if any(same_file(target, source) for source in sources):
             raise UserError(f"{path}: this would overwrite the input ({target.name}); choose another path")
-    if not places and not outputs:
+    if not place_of and not outputs:
         with atomic(path) as temporary, temporary.open("wb") as file:
             return file.write(proto.SerializeToString(deterministic=True))
     shell = onnx.ModelProto()
@@ -666,14 +666,14 @@ def save(
         model_file = stack.enter_context(atomic(path))  # the last to take its place
         files = {
             place: stack.enter_context(stack.enter_context(atomic(place)).open("wb"))
-            for place in dict.fromkeys(places.values())
+            for place in dict.fromkeys(place_of.values())
         }
         for tensor in proto.graph.initializer:
             copy = shell.graph.initializer.add()
-            if tensor.name not in places:
+            if tensor.name not in place_of:
                 copy.CopyFrom(tensor)
                 continue
-            place = places[tensor.name]
+            place = place_of[tensor.name]
             file = files[place]
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
@@ -690,7 +690,7 @@ def save(
             return file.write(shell.SerializeToString(deterministic=True)) + written
 
 
-def _places(proto: onnx.ModelProto, path: Path, external: Layout) -> dict[str, Path]:
+def places(proto: onnx.ModelProto, path: Path, external: Layout) -> dict[str, Path]:
     """The data file of each initializer that goes to one; what was left in its file when read always does."""
     names = [t.name for t in proto.graph.initializer if t.name in external or stored.is_stored(t)]
     locations = list(dict.fromkeys(external.get(name, "") for name in names if external.get(name)))

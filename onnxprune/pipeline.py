@@ -22,12 +22,12 @@ from onnxprune.blocks import Block, Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError
-from onnxprune.model import Layout, Model, load, materialised, save
+from onnxprune.model import Layout, Model, load, materialised, places, save
 from onnxprune.passes import Options, units
 from onnxprune.passes import fold as folding
 from onnxprune.plan import Plan, SetWeight
 from onnxprune.report import Change, Report
-from onnxprune.runtime import OutOfMemory, RunError
+from onnxprune.runtime import OutOfMemory, RunError, crash
 from onnxprune.validation import equivalence
 
 Source = str | os.PathLike[str] | onnx.ModelProto
@@ -50,6 +50,10 @@ class Made:
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model (whole or not at all, never over its original); returns the bytes written."""
         return save(self.proto, path, self.external, self.sources)
+
+    def data_files(self, path: Path) -> frozenset[Path]:
+        """The data files that saving to a path may write beside it."""
+        return frozenset(places(self.proto, path, self.external).values())
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,8 @@ def _nothing(blocks: Blocks, options: Options) -> str:
         reasons = [
             f"{_count(count, 'axis', 'axes')}: {reason}" for reason, count in pinned_reasons(graph).items()
         ]
+        if (crashing := crash(graph.model.proto)) is not None:
+            reasons.insert(0, f"onnxruntime cannot run it, {crashing}")
         opaque = ", ".join(sorted(graph.opaque))
         shapeless = next(
             (i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None

@@ -9,9 +9,9 @@ and at last by one run in onnxruntime.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, control, lookup
 from onnxprune.ops.spec import Evaluate, Shape
+from onnxprune.ops.window import MOVED, outgrown
 from onnxprune.runtime import LARGEST, Feeds, RunError, Session, decisive_values, index_bounds, make_feeds
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
@@ -49,6 +50,7 @@ class Shapes:
     open: dict[str, OpenShape] = field(default_factory=dict)  # extents that depend on data are None
     shifted: dict[str, Array] = field(default_factory=dict)  # values, had those extents been others
     failed: bool = False  # whether a run that was needed could not be made
+    inferred: dict[Hashable, dict[int, onnx.TypeProto]] = field(default_factory=dict)  # what nodes alike make
 
     def is_dynamic(self, name: str, axis: int) -> bool:
         """Whether the extent changes with the inputs."""
@@ -143,6 +145,8 @@ class _Search:
             most = len(self.keys) if best is not None else 0
         if first is None:
             return self._forced()
+        if best is not None and _ones(best) < _ones(first):
+            first, best = best, first  # an extent of 1 is lost in products
         if most == len(self.keys) or self.contradictory >= BAKED:
             first.other = best
         elif self.keys:
@@ -208,34 +212,19 @@ class _Search:
         return shapes
 
 
+def _ones(shapes: Shapes) -> int:
+    return list(shapes.sizes.values()).count(1)
+
+
 def _empty(model: Model, shapes: Shapes) -> bool:
-    """Whether something that reads a weight computes nothing."""
-    return any(_outgrown(node, shapes) for node in model.nodes) or any(
+    """Whether something that reads a weight computes nothing, or a window is larger than what it is moved over."""
+    moved = (node for node in model.nodes if node.op in MOVED)
+    return any(outgrown(shapes.view(model, node)) for node in moved) or any(
         0 in shapes.shapes.get(output, ())
         for node in model.nodes
         for output in node.outputs
         if any(len(model.constants[name].dims) > 1 for name in node.inputs if name in model.constants)
         and shapes.elements.get(output) in FLOATS
-    )
-
-
-def _outgrown(node: Node, shapes: Shapes) -> bool:
-    """Whether a filter is larger than what it is moved over, which inference does not always notice."""
-    if node.op not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
-        return False
-    size = shapes.shapes.get(node.inputs[0], ())[2:]
-    filters = shapes.shapes.get(node.inputs[1], ()) if node.op == "Conv" else ()
-    window = node.attributes.get("kernel_shape") or filters[2:]
-    padded = str(node.attributes.get("auto_pad", "")).startswith("SAME")
-    if padded or not size or len(window) != len(size):
-        return False
-    pads = node.attributes.get("pads") or [0] * 2 * len(size)
-    steps = node.attributes.get("dilations") or [1] * len(size)
-    return any(
-        extent + before + after <= step * (positions - 1)
-        for extent, before, after, step, positions in zip(
-            size, pads[: len(size)], pads[len(size) :], steps, window, strict=False
-        )
     )
 
 
@@ -260,36 +249,31 @@ def _mended(sizes: Sizes, old: int, new: int) -> Iterator[Sizes]:
 
 
 def _refuted(model: Model, inferred: onnx.ModelProto, sizes: Sizes) -> Iterator[Sizes]:
-    """Sizes that may satisfy the first node that these do not: a Reshape that leaves one extent open, or a
-    stored table, a mask or positions, that is as long as the example."""
-    graph = inferred.graph
-    shapes = {v.name: _shape(v.type) for v in (*graph.value_info, *graph.input)}
+    """Sizes that may satisfy the first node which these do not: a Reshape that leaves one extent open, or a
+    sum with a stored table (positions, a mask) that is as long as the example."""
+    shapes = {v.name: _shape(v.type) for v in (*inferred.graph.value_info, *inferred.graph.input)}
     shapes |= {name: tuple(tensor.dims) for name, tensor in model.constants.items()}
     for node in model.nodes:
-        known = [shapes.get(name) for name in node.inputs]
-        first, rest = (known[0], known[1:]) if known else (None, [])
-        if node.op == "Reshape" and first is not None and node.inputs[1] in model.constants:
-            target = model.array(node.inputs[1]).tolist()
-            if -1 not in target:
-                continue
-            stated = math.prod(
-                (first[i] if i < len(first) else 1) if entry == 0 else entry
-                for i, entry in enumerate(target)
-                if entry != -1
-            )
-            if stated > 0 and math.prod(first) % stated:
-                for size in dict.fromkeys(sizes.values()):
-                    yield from _mended(sizes, math.prod(first), size * stated)
+        old = shapes.get(node.inputs[0]) if node.inputs else None
+        if node.domain or old is None or len(node.inputs) < 2:
+            continue
+        if node.op == "Reshape" and node.inputs[1] in model.constants:
+            target = model.array(node.inputs[1]).ravel().tolist()
+            kept = [size if entry == 0 else entry for entry, size in zip(target, old, strict=False)]
+            stated = -math.prod(kept + target[len(kept) :]) if -1 in target else 0
+            if stated > 0 and math.prod(old) % stated:
+                for size in dict.fromkeys(sizes.values()):  # what is left open may be any of them
+                    yield from _mended(sizes, math.prod(old), size * stated)
                 return
-        elif node.op in _ELEMENTWISE and first is not None and rest and rest[0] is not None:
-            for a, b in zip(first[::-1], rest[0][::-1], strict=False):
+        elif node.op in _BROADCASTING and (other := shapes.get(node.inputs[1])) is not None:
+            for a, b in zip(old[::-1], other[::-1], strict=False):
                 if a != b and 1 not in (a, b):
                     yield from _mended(sizes, a, b)
                     yield from _mended(sizes, b, a)
                     return
 
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div"}
+_BROADCASTING = {"Add", "Sub", "Mul", "Div"}
 
 
 def _refusal(model: Model) -> Callable[[Shapes], bool]:
@@ -534,15 +518,16 @@ def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
 
 def _shape(type_: onnx.TypeProto) -> Shape | None:
     dims = _open_shape(type_)
-    known = tuple(dim for dim in dims or () if dim is not None)
-    return known if dims is not None and len(known) == len(dims) else None
+    return None if dims is None or None in dims else cast(Shape, dims)
 
 
 def _open_shape(type_: onnx.TypeProto) -> OpenShape | None:
-    if not type_.HasField("tensor_type") or not type_.tensor_type.HasField("shape"):
+    if not type_.HasField("tensor_type") or not (tensor := type_.tensor_type).HasField("shape"):
         return None
-    dims = type_.tensor_type.shape.dim
-    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in dims)
+    return tuple(
+        size if (size := dim.dim_value) > 0 or (size == 0 and dim.HasField("dim_value")) else None
+        for dim in tensor.shape.dim
+    )
 
 
 def _evaluate(model: Model, node: Node, evaluate: Evaluate, result: Shapes) -> None:
@@ -615,17 +600,20 @@ def _inferred(
     schema = _schema(model, node)
     if schema is None:
         return {}
-    inputs: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
-    for name in dict.fromkeys((*node.inputs, *node.captured)):
-        if not name:
-            continue
-        element = result.elements.get(name)
-        if not element:
-            return {}
-        inputs[name] = onnx.helper.make_tensor_type_proto(element, shapes.get(name))
-        if name in result.values:
-            data[name] = onnx.numpy_helper.from_array(np.asarray(result.values[name], order="C"), name)
+    names = dict.fromkeys(filter(None, (*node.inputs, *node.captured)))
+    if not all(result.elements.get(name) for name in names):
+        return {}
+    key = None if node.captured else _likeness(node, result, shapes)
+    if key in result.inferred:
+        return {node.outputs[i]: type_ for i, type_ in result.inferred[key].items()}
+    inputs = {
+        name: onnx.helper.make_tensor_type_proto(result.elements[name], shapes.get(name)) for name in names
+    }
+    data = {
+        name: onnx.numpy_helper.from_array(np.asarray(result.values[name], order="C"), name)
+        for name in names
+        if name in result.values
+    }
     try:
         types: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema,
@@ -644,4 +632,17 @@ def _inferred(
     ):
         result.contradictions.update(name for name in node.outputs if model.scopes.of(name))
         return {}
+    if key is not None:
+        result.inferred[key] = {i: types[name] for i, name in enumerate(node.outputs) if name in types}
     return types
+
+
+def _likeness(node: Node, result: Shapes, shapes: Mapping[str, OpenShape]) -> Hashable:
+    """What inference sees of a node but for names: a deep network repeats its layers."""
+    operands: list[Hashable] = []
+    for name in node.inputs:
+        operands += node.inputs.index(name), result.elements.get(name), shapes.get(name)
+        if (value := result.values.get(name)) is not None:
+            operands += value.dtype.str, value.shape, value.tobytes()
+    attributes = (attribute.SerializeToString(deterministic=True) for attribute in node.proto.attribute)
+    return node.op, node.domain, *map(bool, node.outputs), *attributes, "", *operands

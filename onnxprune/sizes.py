@@ -84,12 +84,16 @@ def assignments(keys: Mapping[str, str]) -> Iterator[dict[str, int]]:
         for guess in guesses:
             trial = dict(sizes)
             for key, parts in (guess | sums).items():
-                trial[key] = sum(int(part) if part.isdigit() else trial[part] for part in parts)
+                trial[key] = sum(int(part) if _is_number(part) else trial[part] for part in parts)
             yield trial
 
 
 def _parts(key: str, keys: Mapping[str, str]) -> list[str]:
     """The terms of a dimension named as a sum of numbers and other dimensions; empty for any other name."""
     parts = [part.strip() for part in key.split("+")]
-    known = all(part.isdigit() or (part in keys and "+" not in part) for part in parts)
+    known = all(_is_number(part) or (part in keys and "+" not in part) for part in parts)
     return parts if len(parts) > 1 and known else []
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10

@@ -144,6 +144,13 @@ def mean_by_counted_channels(g: Graph) -> Drawn:
     return head(g, g.mul(x, g.op("Div", g.reduce("ReduceSum", x, 1), count)))
 
 
+@idiom(6)
+def mean_by_counted_elements(g: Graph) -> Drawn:
+    x = image(g)
+    count = g.op("Cast", g.op("Size", x), to=TensorProto.FLOAT, dtype=TensorProto.FLOAT)
+    return g.op("Div", g.reduce("ReduceSum", x, 1, 2, 3), count)
+
+
 @idiom(6, 6, 4)
 def zeros_like(g: Graph) -> Drawn:
     x = image(g)
@@ -196,6 +203,16 @@ def tile_to_computed_channels(g: Graph) -> Drawn:
 
 
 @idiom(6)
+def repeats_made_by_one_hot(g: Graph) -> Drawn:
+    """How often each axis is repeated: a number of rows in a vector of ones."""
+    x = image(g)
+    times = joined(g, 1, at(g, shape_of(g, x), 2))
+    repeats = g.op("OneHot", g.const([2]), g.const([4]), times, shape=(1, 4), dtype=TensorProto.INT64)
+    y = g.op("Tile", x, g.op("Reshape", repeats, g.const([-1]), shape=(4,)), shape=("batch", 6, 16, 4))
+    return head(g, y)
+
+
+@idiom(6)
 def expand_to_computed_shape(g: Graph) -> Drawn:
     x = image(g)
     mask = g.const(g.normal(1, 1, 4, 4), FLOAT)
@@ -245,6 +262,19 @@ def heads_beside_the_batch(g: Graph) -> Drawn:
     shape = shape_of(g, y)
     y = g.op("Reshape", y, joined(g, -1, at(g, shape, 2), 2), shape=("rows", "length", 2))
     y = g.op("Reshape", attended(g, y, 0, 2, 1), shape, shape=("batch", 4, "length", 2))
+    y = g.reshape(g.transpose(y, 0, 2, 1, 3), 0, 0, 8, shape=("batch", "length", 8))
+    return g.matmul(y, 5)
+
+
+@idiom(4, 2)
+def batch_counted_back_from_its_heads(g: Graph) -> Drawn:
+    """What reads the number of all heads divides it by a stored number of heads."""
+    x = tokens(g)
+    y = g.transpose(g.reshape(x, 0, 0, 4, 2, shape=("batch", "length", 4, 2)), 0, 2, 1, 3)
+    rows = g.op("Mul", at(g, shape_of(g, x), 0), g.const([4]))
+    y = attended(g, g.op("Reshape", y, joined(g, rows, -1, 2), shape=("rows", "length", 2)), 0, 2, 1)
+    batch = g.op("Div", at(g, shape_of(g, y), 0), g.const([4]))
+    y = g.op("Reshape", y, joined(g, batch, 4, -1, 2), shape=("batch", 4, "length", 2))
     y = g.reshape(g.transpose(y, 0, 2, 1, 3), 0, 0, 8, shape=("batch", "length", 8))
     return g.matmul(y, 5)
 
@@ -486,6 +516,21 @@ def map_over_the_norm_of_its_filter(g: Graph) -> Drawn:
     return head(g, g.op("Div", x, g.reshape(norm, 1, -1, 1, 1)))
 
 
+@idiom(6, 4)
+def filters_standardised(g: Graph) -> Drawn:
+    """Filters are brought to mean zero and variance one by a normalisation in training mode: what makes
+    units is cut; what reads them takes statistics over what stays."""
+    x = g.input("batch", 3, 4, 4)
+    for width, inner in ((6, 3), (4, 6)):
+        flat = g.op(
+            "Reshape", g.store(f"filter{width}", g.normal(width, inner, 3, 3)), g.const([1, width, -1])
+        )
+        vectors = (g.const(np.full(width, v), FLOAT) for v in (1.5, 0.0, 0.0, 1.0))
+        flat, *_ = g.ops("BatchNormalization", flat, *vectors, outputs=3, training_mode=1)
+        x = g.relu(g.conv(x, weight=g.reshape(flat, width, inner, 3, 3)))
+    return head(g, x)
+
+
 @idiom(6)
 def filter_stored_flat(g: Graph) -> Drawn:
     weight = g.reshape(g.store("flat", g.normal(162)), 6, 3, 3, 3)
@@ -608,3 +653,184 @@ def broadcast_by_einsum(g: Graph) -> Drawn:
 def einsum_with_an_ellipsis(g: Graph) -> Drawn:
     x = g.op("Einsum", g.input(2, 3, 4), g.store("weight", g.normal(4, 6)), equation="...j,jk->...k")
     return g.matmul(x, 5)
+
+
+# Reading and writing at positions
+
+
+def rows_of(g: Graph, width: int = 8) -> Tensor:
+    """Five rows of features; positions among them are stored."""
+    return g.matmul(g.input(5, 6, name="rows"), width)
+
+
+@idiom(8)
+def rows_by_element(g: Graph) -> Drawn:
+    """For each feature another choice of rows: the choices of removed features go along."""
+    index = g.const(np.arange(24).reshape(3, 8) % 5)
+    y = g.op("GatherElements", rows_of(g), index, axis=0)
+    return g.matmul(g.relu(y), 5)
+
+
+@idiom(4)
+def features_by_element(g: Graph) -> Drawn:
+    """Features are picked by their position; how many are picked may change."""
+    index = g.const(np.arange(20).reshape(5, 4) % 8)
+    return g.matmul(g.op("GatherElements", rows_of(g), index, axis=1), 5)
+
+
+@idiom(8)
+def rows_by_number(g: Graph) -> Drawn:
+    y = g.op("GatherND", rows_of(g), g.const([[4], [0], [2]]), shape=(3, 8))
+    return g.matmul(g.relu(y), 5)
+
+
+@idiom(3)
+def elements_by_number(g: Graph) -> Drawn:
+    """What is picked may go, with its number; what it is picked from may not."""
+    y = g.op("GatherND", rows_of(g), g.const([[[4, 7], [0, 1], [2, 5]]]), shape=(1, 3))
+    return g.matmul(y, 5)
+
+
+@idiom(8)
+def rows_written_by_element(g: Graph) -> Drawn:
+    """Updates are as wide as what they are written to."""
+    index = g.const(np.arange(24).reshape(3, 8) % 5)
+    updates = g.matmul(g.input(3, 4, name="updates"), 8)
+    y = g.op("ScatterElements", rows_of(g), index, updates, axis=0)
+    return g.matmul(g.relu(y), 5)
+
+
+@idiom()
+def features_written_by_element(g: Graph) -> Drawn:
+    index = g.const(np.arange(20).reshape(5, 4))
+    index = g.op("Mod", index, g.const(8))
+    updates = g.matmul(g.input(5, 3, name="updates"), 4)
+    return g.matmul(g.op("ScatterElements", rows_of(g), index, updates, axis=1, reduction="add"), 5)
+
+
+@idiom(8)
+def rows_written_by_number(g: Graph) -> Drawn:
+    updates = g.matmul(g.input(2, 4, name="updates"), 8)
+    y = g.op("ScatterND", rows_of(g), g.const([[4], [1]]), updates, shape=(5, 8))
+    return g.matmul(g.relu(y), 5)
+
+
+@idiom(8, 8)
+def messages_are_summed(g: Graph) -> Drawn:
+    """What edges carry is added up at their ends, in zeros of the shape of the nodes' features."""
+    x = rows_of(g)
+    messages = g.relu(g.matmul(g.op("Gather", x, g.const([0, 1, 1, 3, 4, 2, 0]), axis=0), 8))
+    zeros = g.op("ConstantOfShape", shape_of(g, x), shape=(5, 8), dtype=TensorProto.FLOAT)
+    ends = g.op("Expand", g.const([[2], [2], [0], [4], [1], [3], [2]]), shape_of(g, messages), shape=(7, 8))
+    y = g.op("ScatterElements", zeros, ends, messages, axis=0, reduction="add", shape=(5, 8))
+    return g.matmul(y, 5)
+
+
+@idiom(8)
+def zeros_that_stay_whole(g: Graph) -> Drawn:
+    """The shape is that of features which are cut, but what is made from it goes to an output."""
+    x = rows_of(g)
+    zeros = g.op("ConstantOfShape", shape_of(g, x), shape=(5, 8), dtype=TensorProto.FLOAT)
+    return g.matmul(g.relu(x), 5), g.add(zeros, g.input(5, 8, name="state"))
+
+
+@idiom(8)
+def a_row_repeated_that_stays_whole(g: Graph) -> Drawn:
+    x = tokens(g)
+    row = g.op("Expand", g.const(g.normal(8), FLOAT), shape_of(g, x), shape=("batch", "length", 8))
+    return g.matmul(g.relu(x), 5), g.op("Tanh", row)
+
+
+@idiom(4, 2)
+def causal_scores(g: Graph) -> Drawn:
+    """The upper triangle of the scores of each head is left out."""
+    x = tokens(g)
+    y = g.transpose(g.reshape(x, 0, -1, 4, 2, shape=("batch", "length", 4, 2)), 0, 2, 1, 3)
+    scores = g.op("Trilu", g.op("MatMul", y, g.transpose(y, 0, 1, 3, 2)), upper=0)
+    y = g.transpose(g.op("MatMul", scores, y), 0, 2, 1, 3)
+    return g.matmul(g.reshape(y, 0, 0, 8, shape=("batch", "length", 8)), 5)
+
+
+@idiom()
+def triangle_of_features(g: Graph) -> Drawn:
+    return g.matmul(g.op("Trilu", rows_of(g)), 5)
+
+
+@idiom(6)
+def positions_that_are_not_zero(g: Graph) -> Drawn:
+    """Which features are not zero is a result: they stay, those before them go."""
+    x = g.relu(g.matmul(g.relu(rows_of(g, 6)), 8))
+    return g.op("NonZero", x)
+
+
+@idiom()
+def diagonal_of_features(g: Graph) -> Drawn:
+    x = rows_of(g)
+    return g.matmul(g.add(x, g.op("EyeLike", x, k=1)), 5)
+
+
+@idiom(6)
+def regions_of_an_image(g: Graph) -> Drawn:
+    rois = g.const([[0, 0, 3, 3], [1, 0, 2, 3], [0, 1, 3, 2]], FLOAT)
+    y = g.op(
+        "RoiAlign", image(g), rois, g.const([0, 0, 0]), output_height=2, output_width=2, sampling_ratio=1
+    )
+    return head(g, y)
+
+
+@idiom(6, 4)
+def deformed_filter(_: Graph) -> Drawn:
+    """Offsets of each of the nine positions, made from the image beside the features."""
+    g = Graph(opset=19)
+    x = image(g)
+    offsets = g.conv(x, 18, 3)
+    weight = g.store("deformed", g.normal(4, 6, 3, 3))
+    y = g.op(
+        "DeformConv", x, weight, offsets, pads=[1, 1, 1, 1], kernel_shape=[3, 3], shape=("batch", 4, 4, 4)
+    )
+    return g.model(head(g, g.relu(y)))
+
+
+@idiom(8)
+def sequences_read_backwards(g: Graph) -> Drawn:
+    x = g.matmul(g.input(4, 3, 6, name="tokens"), 8)
+    y = g.op("ReverseSequence", x, g.const([4, 1, 2]), time_axis=0, batch_axis=1)
+    return g.matmul(g.relu(y), 5)
+
+
+@idiom()
+def features_read_backwards(g: Graph) -> Drawn:
+    y = g.op("ReverseSequence", rows_of(g), g.const([4, 1, 2, 8, 5]), time_axis=1, batch_axis=0)
+    return g.matmul(y, 5)
+
+
+# Extents that are only measured, or computed with
+
+
+@idiom(8)
+def length_of_one_feature(g: Graph) -> Drawn:
+    """The last feature is picked for its shape alone."""
+    x = tokens(g)
+    one = g.op("Gather", x, g.const(-1), axis=2, shape=("batch", "length"))
+    zeros = g.op("ConstantOfShape", shape_of(g, one), shape=("batch", "length"), dtype=TensorProto.FLOAT)
+    return g.matmul(g.add(x, g.unsqueeze(zeros, 2)), 5)
+
+
+@idiom(7)
+def last_feature_is_read(g: Graph) -> Drawn:
+    """The same feature, now for its value: it stays."""
+    x = tokens(g)
+    one = g.op("Gather", x, g.const([-1]), axis=2, shape=("batch", "length", 1))
+    return g.matmul(x, 5), one
+
+
+@idiom(4, 2)
+def heads_times_a_computed_batch(g: Graph) -> Drawn:
+    """nn.MultiheadAttention, positions first: batch and heads are one axis, whose extent is multiplied out."""
+    x = g.matmul(g.input("length", "batch", 6, name="tokens"), 8)
+    shape = shape_of(g, x)
+    rows = g.op("Mul", at(g, shape, 1), g.const([4]))
+    y = g.op("Reshape", x, joined(g, at(g, shape, 0), rows, 2), shape=("length", "rows", 2))
+    y = g.transpose(y, 1, 0, 2)
+    y = g.transpose(attended(g, y, 0, 2, 1), 1, 0, 2)
+    return g.matmul(g.op("Reshape", y, shape, shape=("length", "batch", 8)), 5)

@@ -211,6 +211,20 @@ def test_frames_of_a_length_regulator() -> None:
     check_cuts(proto, for_two, for_four)
 
 
+def test_what_is_made_as_long_as_data_says_is_as_long() -> None:
+    """Expand to a shape whose value is known at the sizes of the analysis, and a sum with that."""
+    g = Graph()
+    found, shape, _ = always_the_same(g)
+    rows = g.op("Expand", g.const(g.normal(3, 1, 1), FLOAT), shape, shape=(3, 1, "found"))
+    total = g.op("Add", rows, g.op("Cast", found, to=TensorProto.FLOAT), shape=(3, 1, "found"))
+    again = shape_of(g, total)
+    shapes = shapes_of(g.model(g.op("Identity", again)))
+    assert shapes.shapes[total.name] == other(shapes).shapes[total.name] == (3, 1, 6)
+    for tensor in (rows, total):
+        assert [shapes.is_dynamic(tensor.name, axis) for axis in range(3)] == [False, False, True]
+    assert static(shapes, again) == [True, True, False]
+
+
 def test_frames_that_are_as_many_as_channels() -> None:
     """8 frames at any size of the inputs, but by what their values are; and 8 channels."""
     g = Graph()

@@ -167,6 +167,8 @@ def _rotated(node: NodeView, caches: tuple[int, int], places: str, heads: int) -
     """Pairs are turned by angles of their own, and stay pairs. `heads` is 0 where an axis holds them."""
     pairs, stated = node.shape(caches[0])[-1], int(node.attr("rotary_embedding_dim", 0))
     wide = _divided(node.shape()[-1], heads or 1)
+    if stated not in (0, 2 * pairs) or wide < 2 * pairs:
+        raise Unknown(f"{pairs} angles do not turn {stated or wide} values")
     turned = "p two" if node.attr("interleaved", 0) else "two p"
     pinned = {"m": PLACES, "two": "a pair is turned together", "w": "part of each head is turned"}
     if wide == 2 * pairs:

@@ -8,6 +8,7 @@ from onnxprune.ops.spec import (
     Pinned,
     Rule,
     Sample,
+    Unknown,
     label,
     names,
     op,
@@ -74,6 +75,8 @@ def layer_normalization(node: NodeView) -> Rule:
     def parameter(i: int) -> Pattern:
         shape = node.shape(i)
         shift = rank - len(shape)
+        if any(size not in (1, extent) for size, extent in zip(shape, node.shape()[shift:], strict=True)):
+            raise Unknown(f"an operand of shape {list(shape)} does not fit")
         return tuple(
             label(axes[j + shift] if size == node.shape()[j + shift] else f"one{i}_{j}")
             for j, size in enumerate(shape)

@@ -95,7 +95,10 @@ def _cast(node: NodeView, inputs: Sequence[Array | None]) -> list[Array]:
     target = int(node.attr("to"))
     if target == onnx.TensorProto.BFLOAT16:
         return [np.asarray(inputs[0]).astype(ml_dtypes.bfloat16)]
-    return [np.asarray(inputs[0]).astype(onnx.helper.tensor_dtype_to_np_dtype(target))]
+    try:
+        return [np.asarray(inputs[0]).astype(onnx.helper.tensor_dtype_to_np_dtype(target))]
+    except KeyError:
+        raise Unknown(f"there is no element type {target}") from None
 
 
 def unary(node: NodeView) -> Rule:

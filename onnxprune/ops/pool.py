@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from onnxprune.ops.spec import (
     label,
     names,
     op,
+    parse,
     pins,
 )
 
@@ -184,3 +186,24 @@ def reverse_sequence(node: NodeView) -> Rule:
     time, batch = axes[int(node.attr("time_axis", 0))], axes[int(node.attr("batch_axis", 1))]
     data = tuple(map(label, axes))
     return Rule((data, (label(batch),)), (data,), pinned={time: "positions are turned around"})
+
+
+@op(
+    "Col2Im",
+    since=18,
+    samples=[
+        Sample(((2, 12, 4), np.array([4, 4]), np.array([2, 2])), {"strides": [2, 2]}, opset=18),
+        Sample(((1, 6, 12), np.array([5, 5]), np.array([2, 3])), opset=18),
+    ],
+)
+def col2im(node: NodeView) -> Rule:
+    block = node.value(2)
+    assert block is not None
+    space = names("s", block.size)
+    (data,), outputs = parse(f"n (c k) l -> n c {' '.join(space)}")
+    return Rule(
+        (data, None, None),
+        outputs,
+        sizes={"k": math.prod(block.tolist())},
+        pinned=pins(("k", "l", *space), "windows are laid over one another"),
+    )

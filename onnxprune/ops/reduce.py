@@ -128,3 +128,25 @@ def cum_sum(node: NodeView) -> Rule:
     axes = names("a", node.rank())
     data = tuple(map(label, axes))
     return Rule((data, None), (data,), pinned={axes[over]: "running sum"})
+
+
+@op(
+    "DFT",
+    since=17,
+    samples=[
+        Sample(((2, 3, 4, 1),), {"axis": 2}),
+        Sample(((2, 3, 4, 2),), {"axis": 1, "inverse": 1}),
+        Sample(((2, 3, 4, 1),), {"axis": 1, "onesided": 1}),
+        Sample(((2, 3, 4, 1), None, np.array(1)), opset=20),
+    ],
+)
+def dft(node: NodeView) -> Rule:
+    over = node.operand("axis", 2, 20) or [1 if node.opset < 20 else -2]
+    axis = node.axis(over[0])
+    axes = names("a", node.rank() - 1)
+    out = [f"y{i}" if i == axis else a for i, a in enumerate(axes)]
+    return Rule(
+        (tuple(map(label, (*axes, "real"))), None, None),
+        (tuple(map(label, (*out, "complex"))),),
+        pinned=pins((axes[axis], out[axis], "real", "complex"), "a spectrum over this axis"),
+    )

@@ -98,6 +98,8 @@ def transpose(node: NodeView) -> Rule:
 )
 def squeeze(node: NodeView) -> Rule:
     given = node.operand("axes", 1, 13)
+    if given == [] or (given is None and node.has(1)):
+        raise Unknown("which axes it takes away is not known")
     shape = node.shape()
     gone = {node.axis(a) for a in given} if given else {i for i, size in enumerate(shape) if size == 1}
     axes = names("a", len(shape))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from onnxprune.ops.spec import AxisPattern, NodeView, Pattern, Rule, Sample, label, names, op, pins
+from onnxprune.ops.spec import Array, AxisPattern, NodeView, Pattern, Rule, Sample, label, names, op, pins
 
 BY_POSITION = "picked by position"
 
@@ -131,3 +133,31 @@ def non_zero(node: NodeView) -> Rule:
 @op("EyeLike", since=9, samples=[Sample(((2, 3),))])
 def eye_like(node: NodeView) -> Rule:
     return Rule.of("a b -> a b", pinned=pins("ab", "a diagonal of positions"))
+
+
+def _one_hot(node: NodeView, inputs: Sequence[Array | None]) -> list[Array]:
+    index, depth, values = (np.asarray(i) for i in inputs)
+    count, axis = int(depth.item()), node.axis(int(node.attr("axis", -1)), index.ndim + 1)
+    shape = [count if i == axis else 1 for i in range(index.ndim + 1)]
+    index = np.expand_dims(np.where(index < 0, index + count, index), axis)
+    return [np.where(index == np.arange(count).reshape(shape), values[1], values[0])]
+
+
+@op(
+    "OneHot",
+    since=9,
+    samples=[
+        Sample((_ROWS, np.array(3), np.array([0, 5], np.float32))),
+        Sample((_ROWS, np.array([3]), np.array([0, 1], np.float32)), {"axis": 1}),
+    ],
+    evaluate=_one_hot,
+)
+def one_hot(node: NodeView) -> Rule:
+    axes = names("a", node.rank())
+    axis = node.axis(int(node.attr("axis", -1)), node.rank() + 1)
+    out = (*axes[:axis], "depth", *axes[axis:])
+    return Rule(
+        (tuple(map(label, axes)), None, None),
+        (tuple(map(label, out)),),
+        pinned={"depth": "positions are counted"},
+    )

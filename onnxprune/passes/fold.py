@@ -73,7 +73,9 @@ class _Facts:
         spec = lookup(node.domain, node.op, self.model.opset(node.domain))
         if spec is None:
             return None
-        if node.op == "BatchNormalization" and (any(node.outputs[1:]) or node.attributes.get("training_mode")):
+        if node.op == "BatchNormalization" and (
+            any(node.outputs[1:]) or node.attributes.get("training_mode")
+        ):
             return None
         try:
             rule = spec.declare(self.shapes.view(self.model, node))

@@ -22,9 +22,13 @@ CRITERIA = ("influence", "last", "random")
 
 
 def check(wish: str) -> None:
-    """Raises `UserError` for a number of layers that cannot be meant."""
+    """Raises `UserError` for a number of layers that cannot be meant, and for no names at all."""
     number = _number(wish)
-    if number is not None and not (0 < number < 1 or (number >= 1 and number.is_integer())):
+    if number is None:
+        meant = any(wish.split(","))
+    else:
+        meant = 0 < number < 1 or (number >= 1 and number.is_integer())
+    if not meant:
         raise UserError(f"--layers {wish}: give a whole number, a share below 1, or names")
 
 

@@ -59,40 +59,17 @@ def check(
 
     Raises `UserError` if onnxruntime cannot run the original, `RunError` if it cannot run the pruned one.
     """
-    reference, pruned = masked(graph, keep, removed), flow.flatten(pruned).proto
-    notes: list[str] = []
-    if random := repeatable.random(graph, reference):
-        notes.append(
-            f"checked with the same numbers at each run in place of random ones ({', '.join(random)})"
-        )
-        reference, pruned = repeatable.repeatable(graph, reference), repeatable.repeatable(graph, pruned)
-    if foreign := comparable.foreign(reference):
-        notes.append(f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it")
-        reference, pruned = comparable.around(graph, reference), comparable.around(graph, pruned)
-    if any(map(comparable.is_batch_first, reference.graph.node)):
-        notes.append("checked with recurrent layers of layout 1 written in layout 0")
-        reference, pruned = comparable.steps_first(reference), comparable.steps_first(pruned)
-    if any(map(comparable.is_rounded_recurrence, reference.graph.node)):
-        notes.append("checked without the rounding of states (DynamicQuantizeLSTM)")
-        reference, pruned = comparable.real_recurrence(reference), comparable.real_recurrence(pruned)
-    rounded = None
-    if rounding := unrounded.rounding(reference):
-        notes.append(f"checked without the rounding of activations ({', '.join(rounding)})")
-        rounded = pruned
-        reference = unrounded.unrounded(reference, graph.shapes)
-        pruned = unrounded.unrounded(pruned, graph.shapes)
-    if (rare := widened.rare(reference)) and (too_large(graph.model) or widened.needed(reference)):
-        notes.append(f"checked in float32 in place of {' and '.join(rare)}")
-        reference, pruned = widened.widened(reference), widened.widened(pruned)
+    pair = _runnable(graph, masked(graph, keep, removed), flow.flatten(pruned).proto)
+    reference, pruned, notes = pair.reference, pair.pruned, pair.notes
     names = _compared(graph, reference, pruned, keep)
     if too_large(graph.model):
         extra = _extra_feeds(graph, reference)
         worst, sizes, count = in_parts.compare(graph, keep, reference, pruned, names, extra)
         notes.append(f"too large to run twice: checked in {count} parts, each on what the original gives it")
         return Equivalence(worst, _tolerance(graph), tuple(names), tuple(sizes), tuple(notes))
-    if foreign and not names:
+    if pair.foreign and not names:
         raise UserError(
-            f"{graph.model.name}: onnxruntime has no {', '.join(foreign)}, and without it nothing of the graph "
+            f"{graph.model.name}: onnxruntime has no {', '.join(pair.foreign)}, and without it nothing of the graph "
             "can be checked; nothing was written"
         )
     runs, expected, idle = _reference_runs(graph, reference, names)
@@ -102,8 +79,8 @@ def check(
     del reference
     session = Session(pruned, expose=_inner(pruned, names))
     errors = [difference(want, session.run(feeds, names)) for _, feeds, want in runs]
-    if rounded is not None:  # that it runs is not said by the other form of it
-        _run_rounded(graph, rounded, runs[0][1])
+    if pair.rounded is not None:  # that it runs is not said by the other form of it
+        _run_rounded(graph, pair.rounded, runs[0][1])
     tolerance = _tolerance(graph)
     if max(errors) > tolerance and expected is not None:
         for i, run in enumerate(runs):
@@ -122,6 +99,49 @@ def check(
     ):
         notes.append("the outputs are constant on these inputs, so the check says little")
     return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
+
+
+@dataclass
+class _Pair:
+    """Both graphs in a form that onnxruntime runs and that is worth comparing, and what was done to them.
+
+    rounded   the pruned graph as it rounds, where the comparison does without
+    foreign   operators that onnxruntime does not have
+    """
+
+    reference: onnx.ModelProto
+    pruned: onnx.ModelProto
+    notes: list[str]
+    rounded: onnx.ModelProto | None = None
+    foreign: Sequence[str] = ()
+
+    def turn(self, note: str, form: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+        self.notes.append(note)
+        self.reference, self.pruned = form(self.reference), form(self.pruned)
+
+
+def _runnable(graph: DependencyGraph, reference: onnx.ModelProto, pruned: onnx.ModelProto) -> _Pair:
+    pair = _Pair(reference, pruned, [])
+    if random := repeatable.random(graph, pair.reference):
+        note = f"checked with the same numbers at each run in place of random ones ({', '.join(random)})"
+        pair.turn(note, lambda proto: repeatable.repeatable(graph, proto))
+    if foreign := comparable.foreign(pair.reference):
+        pair.foreign = foreign
+        note = f"onnxruntime has no {', '.join(foreign)}; the graph was checked around it"
+        pair.turn(note, lambda proto: comparable.around(graph, proto))
+    if any(map(comparable.is_batch_first, pair.reference.graph.node)):
+        pair.turn("checked with recurrent layers of layout 1 written in layout 0", comparable.steps_first)
+    if any(map(comparable.is_rounded_recurrence, pair.reference.graph.node)):
+        note = "checked without the rounding of states (DynamicQuantizeLSTM)"
+        pair.turn(note, comparable.real_recurrence)
+    if rounding := unrounded.rounding(pair.reference):
+        pair.rounded = pair.pruned
+        note = f"checked without the rounding of activations ({', '.join(rounding)})"
+        pair.turn(note, lambda proto: unrounded.unrounded(proto, graph.shapes))
+    rare = widened.rare(pair.reference)
+    if rare and (too_large(graph.model) or widened.needed(pair.reference)):
+        pair.turn(f"checked in float32 in place of {' and '.join(rare)}", widened.widened)
+    return pair
 
 
 def _run_rounded(graph: DependencyGraph, pruned: onnx.ModelProto, feeds: Feeds) -> None:
