@@ -293,7 +293,13 @@ def _nothing(blocks: Blocks, options: Options) -> str:
     parts = [part for part in (left, f"{rest} too small to lose a whole block" if rest else "") if part]
     advice = "; try a larger ratio or --align 1" if rest and options.align > 1 else ""
     found = _count(len(graph.groups), "group", "groups")
-    return f"{name}: nothing to remove at this setting ({found}: {', '.join(parts)}){advice}; no file was written"
+    present = {blocks.role(group) for group in graph.groups}
+    absent = ", ".join(role for role in options.asked if role not in present)
+    why = f"; there are no {absent} that could be cut" if absent else ""
+    if blocks.cached and "heads" in options.asked:
+        why += f"; heads are pinned by a key/value cache, {blocks.cached[0]}"
+    counted = f"{found}: {', '.join(parts)}"
+    return f"{name}: nothing to remove at this setting ({counted}{why}){advice}; no file was written"
 
 
 def _count(number: int, one: str, many: str) -> str:

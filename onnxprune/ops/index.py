@@ -151,8 +151,8 @@ def slice_(node: NodeView) -> Rule | Take | Pinned:
 
 def _slice_operands(node: NodeView, change: Resize) -> dict[int | str, Array | None]:
     old = node.opset < 10
-    starts = np.array(node.attr("starts") if old else node.value(1), dtype=np.int64)
-    stops = np.array(node.attr("ends") if old else node.value(2), dtype=np.int64)
+    starts = np.array(node.attr("starts") if old else node.value(1), dtype=np.int64).ravel()
+    stops = np.array(node.attr("ends") if old else node.value(2), dtype=np.int64).ravel()
     source = change.inputs[0]
     assert source is not None
     for k, (axis, (_, _, step)) in enumerate(_bounds(node).items()):

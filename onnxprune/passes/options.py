@@ -95,6 +95,11 @@ class Options:
             return role
         return "channels" if self.channels is not None or self.target is not None else None
 
+    @property
+    def asked(self) -> tuple[Role, ...]:
+        """The roles that have a share of their own."""
+        return tuple(role for role in SHARES if role != "channels" and self.share(role) > 0)
+
     def share(self, role: Role) -> float:
         return float(getattr(self, SHARES[role]) or 0.0)
 
