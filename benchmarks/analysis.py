@@ -3,10 +3,9 @@
     python -m benchmarks.analysis [--update]
 
 Some 20,000 nodes each, with tiny widths, in the idioms of exporters: transformers whose every target shape is
-put together at run time, and recurrent layers whose first states are. DependencyGraph, Blocks, the groups and
-their roles, beside `onnx.load` and strict shape inference with data propagation of the same file. Processor
-time; both in turns, and the ratio is taken in every round. Graphs with bodies are shown, but are held to no
-limit: onnx's inference does not judge what is in a body, onnxprune does.
+put together at run time, recurrent layers whose first states are, and an If around every layer.
+DependencyGraph, Blocks, the groups and their roles, beside `onnx.load` and strict shape inference with data
+propagation of the same file. Processor time; both in turns, and the ratio is taken in every round.
 """
 
 from __future__ import annotations
@@ -112,7 +111,6 @@ SUBJECTS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "LSTM layers": _recurrent,
     "If around every layer": _choices,
 }
-WITH_BODIES = {"If around every layer"}
 
 
 def measure() -> Results:
@@ -190,7 +188,6 @@ def figures(results: Results) -> list[Figure]:
     return [
         Figure(f"{name}, {NODES:,} nodes: analysis / load and shape inference", median(_ratios(row)), LIMIT)
         for name, row in results["rows"].items()
-        if name not in WITH_BODIES
     ]
 
 

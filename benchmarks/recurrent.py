@@ -91,7 +91,7 @@ def figures(results: Results) -> list[Figure]:
     rows = results["rows"]
     run = [row for row in rows.values() if "failed" not in row]
     found = [
-        Figure("recurrent: runs that end without a model", len(rows) - len(run), 0),
+        Figure("recurrent: runs that end in an error", len(rows) - len(run), 0),
         Figure(
             "recurrent: files whose count differs from the predicted cost",
             sum(not r["recounted"] for r in run),

@@ -127,11 +127,11 @@ def figures(results: Results) -> list[Figure]:
     rows = results["rows"]
     runs = [row[setting] for row in rows.values() for setting in SETTINGS]
     whole = sum(not _lost(row["units"], role) for row in rows.values() for role in ROLES["units"])
-    failed = sum("failed" in run for run in runs)
+    failed = sum("failed" in run and not run["nothing"] for run in runs)
     differing = sum(not run.get("recounted", True) for run in runs)
     worst = max(run["error"] for run in runs if "error" in run)
     return [
-        Figure("transformers: runs that end without a model", failed, 0),
+        Figure("transformers: runs that end in an error", failed, 0),
         Figure("transformers: networks of which heads or neurons are not gone", whole, 0),
         Figure("transformers: files whose count differs from the predicted cost", differing, 0),
         Figure("transformers: largest equivalence error", worst, TOLERANCE),

@@ -11,6 +11,7 @@ All of it is found by structure on the dependency graph, never by names:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +40,7 @@ STREAM = 8  # steps that a residual stream is followed back
 class Block:
     """A residual block: `join` adds `branch` to `stream`, and the branch is made from the stream.
 
-    name     the label of the join
+    name     the label of the join; its output where several nodes bear that
     fused    whether the join goes on to normalise the sum
     stream   the position of the operand that goes on without the block
     branch   the position of the operand that the block makes
@@ -71,6 +72,7 @@ class Blocks:
         self.widths = inner | alone
         self.heads = heads | self._repeats(alone, inner)
         self.cached = self._cached(products[0])
+        self._labels = Counter(node.label for node in graph.model.nodes)
         self.residual = tuple(self._residual())
         self._by_name = {block.name: block for block in self.residual}
         self.hidden = frozenset(var for block in self.residual for var in self._stream_vars(block))
@@ -180,8 +182,9 @@ class Blocks:
             nodes = self._unread([(join, names[1])], frozenset(joins))
             weighs = any(self._weighs(node) for node in nodes)
             if weighs and self._enters(nodes, self._trace(names[0], joins)):
+                name = join.label if self._labels[join.label] == 1 else join.outputs[0]
                 fused = bool(link.rule.lossy)
-                return Block(join.label, self._kind(nodes), join, stream, branch, fused, tuple(nodes))
+                return Block(name, self._kind(nodes), join, stream, branch, fused, tuple(nodes))
         return None
 
     def _weighs(self, node: Node) -> bool:

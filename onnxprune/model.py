@@ -271,11 +271,12 @@ class Model:
         copy_without_weights(self.source, skeleton)
         digest = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
         initializers = {t.name: t for t in self.source.graph.initializer}
-        names = sorted(initializers)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for name, part in zip(names, pool.map(lambda n: _digest(initializers[n]), names), strict=True):
-                tensor = initializers[name]
-                digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|{part}|".encode())
+        large = [name for name, tensor in initializers.items() if expected_bytes(tensor) >= STORED]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # a digest of its own for each, taken side by side
+            parts = dict(zip(large, pool.map(lambda name: _digest(initializers[name]), large), strict=True))
+        for name, tensor in sorted(initializers.items()):
+            part = parts.get(name) or _digest(tensor)
+            digest.update(f"{name}|{tensor.data_type}|{list(tensor.dims)}|{part}|".encode())
         return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import tempfile
@@ -22,7 +23,7 @@ from onnxprune.blocks import Block, Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError
-from onnxprune.model import Layout, Model, load, materialised, places, save
+from onnxprune.model import FLOATS, Layout, Model, load, materialised, places, save
 from onnxprune.passes import Options, units
 from onnxprune.passes import fold as folding
 from onnxprune.plan import Plan, SetWeight
@@ -207,9 +208,25 @@ def _prove(
     except RunError as error:
         raise InternalError(_unsound(graph.model, plan, pruned, f"onnxruntime refuses it: {error}")) from None
     if not proof.passed:
+        if math.isinf(proof.error) and (name := _not_finite(graph)) is not None:
+            raise UserError(
+                f"{graph.model.name}: weight '{name}' holds NaN or Inf, so the result cannot be checked; repair the "
+                "model or pass --exclude for that weight"
+            )
         why = f"it differs from the masked original by {proof.error:.2e} of the output's scale"
         raise InternalError(_unsound(graph.model, plan, pruned, why))
     return proof
+
+
+def _not_finite(graph: DependencyGraph) -> str | None:
+    """A weight of some group that holds NaN or Inf."""
+    names = dict.fromkeys(o.tensor for group in graph.groups for o in group.occurrences)
+    for name in names:
+        tensor = graph.model.constants.get(name)
+        if tensor is not None and tensor.data_type in FLOATS:
+            if not np.isfinite(graph.model.array(name).astype(np.float64)).all():
+                return name
+    return None
 
 
 def _too_large(model: Model, error: OutOfMemory) -> str:
@@ -279,13 +296,16 @@ def _nothing(blocks: Blocks, options: Options) -> str:
         reasons = [
             f"{_count(count, 'axis', 'axes')}: {reason}" for reason, count in pinned_reasons(graph).items()
         ]
-        if (crashing := crash(graph.model.proto)) is not None:
+        if (crashing := crash(graph.model.source)) is not None:
             reasons.insert(0, f"onnxruntime cannot run it, {crashing}")
         opaque = ", ".join(sorted(graph.opaque))
-        shapeless = next(
-            (i.name for i in graph.model.inputs if graph.shapes.shapes.get(i.name) is None), None
-        )
-        unknown = f"the shape of input '{shapeless}' is not stated" if shapeless else "it holds no weights"
+        unknown = "it holds no weights"
+        names = (output for node in graph.model.nodes for output in node.outputs if output)
+        if hidden := next((name for name in names if graph.shapes.shapes.get(name) is None), None):
+            unknown = f"the shape of '{hidden}' is unknown"
+        inputs = (value.name for value in graph.model.inputs)
+        if shapeless := next((name for name in inputs if graph.shapes.shapes.get(name) is None), None):
+            unknown = f"the shape of input '{shapeless}' is not stated"
         why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else unknown)
         return f"{name}: nothing is prunable ({why}); no file was written"
     left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())

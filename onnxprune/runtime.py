@@ -19,7 +19,7 @@ import onnx
 
 from onnxprune import flow
 from onnxprune.errors import UserError
-from onnxprune.model import Array, Model, Node, save
+from onnxprune.model import DEFAULT_DOMAINS, Array, Model, Node, save
 from onnxprune.sizes import Sizes, dim_key, is_dynamic
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -142,6 +142,8 @@ def crash(proto: onnx.ModelProto) -> str | None:
         name = node.name or next(iter(node.output), "")
         if node.domain == "com.microsoft" and node.op_type == "Attention" and not any(node.input[2:3]):
             return f"its Attention without a bias crashes (node '{name}'); give it one of zeros"
+        if node.domain in DEFAULT_DOMAINS and node.op_type in ("Loop", "Scan") and not all(node.output):
+            return f"an output without a name, of node '{name}', crashes it; name it"
         if node.domain == "com.microsoft" and node.op_type == "QLinearConcat" and not all(node.input):
             return f"an operand that is left out of node '{name}' crashes it; export the model again"
         if node.op_type in ("Attention", "GroupQueryAttention"):

@@ -380,8 +380,11 @@ def _followed(tensor: onnx.TensorProto) -> bool:
 
 
 def _explodes(model: Model) -> bool:
-    """Whether integers grow without bound on the way (Concat of a tensor with itself, again and again);
-    inference would follow every one of them."""
+    """Whether integers grow without bound on the way (Concat of a tensor with itself, again and again; one for
+    each row of an input of absurd size); inference would follow every one of them."""
+    for value in model.inputs:
+        if math.prod(max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim) > LARGEST:
+            return True
     sizes = {name: math.prod(t.dims) for name, t in model.constants.items() if t.data_type not in FLOATS}
     for node in model.nodes:
         if node.op == "Concat":
@@ -511,9 +514,15 @@ def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
         result.failed = True
         return
     for name, value in values.items():
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and not (1 in value.shape and _chosen(model, name)):
             result.shapes[name] = value.shape
             result.elements[name] = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+
+
+def _chosen(model: Model, name: str) -> bool:
+    """Whether a decision made the tensor, of branches that differ: an extent of 1 may be another in the next."""
+    node = model.producers.get(name)
+    return node is not None and node.domain == flow.DOMAIN and node.op == "If"
 
 
 def _shape(type_: onnx.TypeProto) -> Shape | None:
@@ -542,7 +551,8 @@ def _evaluate(model: Model, node: Node, evaluate: Evaluate, result: Shapes) -> N
         known = result.shapes.get(node.outputs[0])
         if known is not None and math.prod(known) > SMALL:
             return
-        outputs = evaluate(result.view(model, node), inputs)
+        with np.errstate(all="ignore"):
+            outputs = evaluate(result.view(model, node), inputs)
     except (Unknown, ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError):
         return
     for name, value in zip(node.outputs, outputs, strict=False):

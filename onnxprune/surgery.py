@@ -311,7 +311,8 @@ class _Surgery:
         outputs = tuple(self.shape(self.graph.types.get(name)) for name in node.outputs)
         view = NodeView(node.op, old.opset, old.attributes, shapes, outputs, lambda i: inputs[i])
         try:
-            return spec.evaluate(view, inputs)[0]
+            with np.errstate(all="ignore"):
+                return spec.evaluate(view, inputs)[0]
         except (Unknown, ValueError, TypeError, IndexError):
             return None
 

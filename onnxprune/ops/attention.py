@@ -145,9 +145,10 @@ def attention(node: NodeView) -> Rule:
     if made:  # `c` is the width of keys where they are kept, `d` where queries meet them
         key = key.replace("d", "c")
 
-    def stated(change: Resize) -> dict[int | str, Array | None]:
+    def restated(change: Resize) -> dict[int | str, Array | None]:
         h, r = change.extents["h"], change.extents["r"]
-        new = _scale(change, width) if node.attr("scale") is None else {}
+        stated = node.attr("scale") is not None and not math.isnan(node.attr("scale"))
+        new = {} if stated else _scale(change, width)
         return new | ({"q_num_heads": np.array(h * r), "kv_num_heads": np.array(h)} if flat else {})
 
     return _rule(
@@ -159,7 +160,7 @@ def attention(node: NodeView) -> Rule:
         tied={"d": "c"} if made else {},
         macs=tuple(("b", "h", "r", "s", w, x) for w in "de" for x in "tp"[: 1 + node.has(4)]),
         heads=("h", "r"),
-        resize=stated,
+        resize=restated,
     )
 
 

@@ -279,8 +279,7 @@ def broadcast(shapes: Sequence[Shape | None], out: Shape) -> tuple[tuple[Pattern
     patterns: list[Pattern | None] = []
     for number, shape in enumerate(shapes):
         if shape is None:
-            patterns.append(None)
-            continue
+            raise Unknown(f"the shape of input {number} is unknown")
         shift = len(out) - len(shape)
         patterns.append(
             tuple(

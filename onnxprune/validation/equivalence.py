@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune import flow
@@ -17,7 +18,7 @@ from onnxprune.axes import Keep, kept_positions
 from onnxprune.blocks import Block
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
-from onnxprune.model import FLOATS
+from onnxprune.model import FLOATS, Array
 from onnxprune.parts import too_large
 from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, make_feeds
 from onnxprune.shapes import accepted_runs
@@ -94,11 +95,14 @@ def check(
         why = _optimised(graph, pruned, session, [feeds for _, feeds, _ in runs], names)
         if why is not None:
             raise RunError(why)
-    if not any(
-        (value != value.flat[0]).any() for _, _, want in runs for value in want.values() if value.size
-    ):
-        notes.append("the outputs are constant on these inputs, so the check says little")
+    if not any(_varies(value) for _, _, want in runs for value in want.values()):
+        notes.append("the outputs are constant or not finite on these inputs, so the check says little")
     return Equivalence(worst, tolerance, tuple(names), tuple(sizes for sizes, _, _ in runs), tuple(notes))
+
+
+def _varies(values: Array) -> bool:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
+    return bool((finite != finite[:1]).any())
 
 
 @dataclass
@@ -137,7 +141,11 @@ def _runnable(graph: DependencyGraph, reference: onnx.ModelProto, pruned: onnx.M
     if rounding := unrounded.rounding(pair.reference):
         pair.rounded = pair.pruned
         note = f"checked without the rounding of activations ({', '.join(rounding)})"
-        pair.turn(note, lambda proto: unrounded.unrounded(proto, graph.shapes))
+        try:
+            pair.turn(note, lambda proto: unrounded.unrounded(proto, graph.shapes))
+        except (ValueError, IndexError, KeyError, TypeError):
+            _blame(graph, None)
+            raise
     rare = widened.rare(pair.reference)
     if rare and (too_large(graph.model) or widened.needed(pair.reference)):
         pair.turn(f"checked in float32 in place of {' and '.join(rare)}", widened.widened)
@@ -151,18 +159,25 @@ def _run_rounded(graph: DependencyGraph, pruned: onnx.ModelProto, feeds: Feeds) 
     except OutOfMemory:
         raise
     except RunError:
-        original = graph.model.proto
-        if comparable.foreign(original):
-            original = comparable.around(graph, original)
-        if any(map(comparable.is_batch_first, original.graph.node)):
-            original = comparable.steps_first(original)
-        try:
-            Session(original).run(feeds)
-        except RunError as error:
-            raise UserError(
-                f"{graph.model.name}: onnxruntime cannot run the model: {error}; nothing was written"
-            ) from None
+        _blame(graph, feeds)
         raise
+
+
+def _blame(graph: DependencyGraph, feeds: Feeds | None) -> None:
+    """Raises `UserError` if onnxruntime cannot load the original, or run it where inputs are given."""
+    original = graph.model.proto
+    if comparable.foreign(original):
+        original = comparable.around(graph, original)
+    if any(map(comparable.is_batch_first, original.graph.node)):
+        original = comparable.steps_first(original)
+    try:
+        session = Session(original)
+        if feeds is not None:
+            session.run(feeds)
+    except RunError as error:
+        raise UserError(
+            f"{graph.model.name}: onnxruntime cannot run the model: {error}; nothing was written"
+        ) from None
 
 
 def _optimised(

@@ -156,7 +156,7 @@ class _Floats:
         assert value.zero is not None
         element = helper.np_dtype_to_tensor_dtype(value.zero.dtype)
         x = self.shifted(value, np.zeros_like(value.zero))
-        if element not in _FLOAT8:
+        if element not in _FLOAT8 and value.zero.dtype.kind != "f":
             limits = ml_dtypes.iinfo(value.zero.dtype)  # type: ignore[no-untyped-call]
             x = self.emit("Floor", self.emit("Add", x, self.number(0.5)))
             x = self.emit("Max", self.emit("Min", x, self.number(limits.max)), self.number(limits.min))
