@@ -1082,7 +1082,7 @@ def _window_attention(g: Graph, x: Tensor, mask: Tensor | None) -> Tensor:
     scores = g.add(g.op("MatMul", g.mul(q, _float(g, WIDTH**-0.5)), g.transpose(k, 0, 1, 3, 2)), bias)
     if mask is not None:
         square = ("batch", 4, HEADS, 4, 4)
-        scores = g.add(g.reshape(scores, -1, 4, HEADS, 4, 4, shape=square), g.unsqueeze(mask, 1, 0))
+        scores = g.add(g.reshape(scores, -1, 4, HEADS, 4, 4, shape=square), g.unsqueeze(mask, 0, 2))
         scores = g.reshape(scores, -1, HEADS, 4, 4, shape=("windows", HEADS, 4, 4))
     y = g.transpose(_mixed(g, scores, v), 0, 2, 1, 3)
     return g.matmul(_baked(g, y, "windows", 4, HIDDEN), HIDDEN, bias=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,16 +23,16 @@ class Slices:
 
     def __init__(self, graph: DependencyGraph) -> None:
         self.graph = graph
-        self._sums: dict[tuple[str, int], tuple[Scores, ...]] = {}
+        self._sums: dict[tuple[str, int], dict[int, Scores]] = {}
 
     def norm(self, group: Group, occurrence: Occurrence, order: int) -> Scores | None:
         """||slice||_1 or ||slice||_2 of each unit, or None for a weight that is not stored."""
         if occurrence.tensor not in self.graph.model.constants:
             return None
-        key = occurrence.tensor, order
-        if key not in self._sums:
-            self._sums[key] = self._totals(occurrence, order)
-        along = self._sums[key][occurrence.axis]
+        sums = self._sums.setdefault((occurrence.tensor, order), {})
+        if occurrence.axis not in sums:
+            sums |= self._totals(occurrence, order)
+        along = sums[occurrence.axis]
         total = np.zeros(group.size)
         for units in self._maps(group, occurrence):
             total += np.bincount(units[units >= 0], along[units >= 0], group.size)
@@ -54,13 +57,14 @@ class Slices:
         assert typed is not None
         return [units for _, units in axes.unit_maps(typed[occurrence.axis], group.var)]
 
-    def _totals(self, occurrence: Occurrence, order: int) -> tuple[Scores, ...]:
+    def _totals(self, occurrence: Occurrence, order: int) -> dict[int, Scores]:
         array = self.graph.model.array(occurrence.tensor)
+        axes = range(min(array.ndim, 2)) if occurrence.axis < 2 else [occurrence.axis]
         with np.errstate(over="ignore", invalid="ignore"):
-            totals = _power_sums(array, order, np.float32)
-            if not np.isfinite(totals[0]).all():
-                totals = _power_sums(array, order, np.float64)
-        if not np.isfinite(totals[0]).all():
+            totals = _power_sums(array, order, np.float32, axes)
+            if not all(np.isfinite(total).all() for total in totals.values()):
+                totals = _power_sums(array, order, np.float64, axes)
+        if not all(np.isfinite(total).all() for total in totals.values()):
             raise UserError(
                 f"{self.graph.model.name}: weight '{occurrence.tensor}' (node '{occurrence.node.label}') holds NaN or "
                 "Inf, so its units cannot be ranked; repair the model or pass --exclude for that weight"
@@ -68,17 +72,20 @@ class Slices:
         return totals
 
 
-def _power_sums(array: Array, order: int, dtype: type[np.floating]) -> tuple[Scores, ...]:
-    """For each axis, the sums of |w|^order over everything else."""
-    totals = tuple(np.zeros(size) for size in array.shape)
-    others = [tuple(a for a in range(array.ndim) if a != axis) for axis in range(array.ndim)]
+def _power_sums(array: Array, order: int, dtype: type[np.floating], axes: Sequence[int]) -> dict[int, Scores]:
+    """For each of some axes, the sums of |w|^order over everything else."""
+    totals = {axis: np.zeros(array.shape[axis]) for axis in axes}
     step = max(BLOCK // max(array[:1].size, 1), 1)
     for start in range(0, len(array), step):
         block = array[start : start + step].astype(dtype, copy=False)
         powers = np.abs(block) if order == 1 else np.square(block)
-        for axis, total in enumerate(totals):
+        if array.ndim > 2 and max(axes) < 2:  # windows first: they are small, and contiguous
+            window = math.prod(array.shape[2:])
+            powers = (powers.reshape(-1, window) @ np.ones(window, dtype)).reshape(block.shape[:2])
+        for axis, total in totals.items():
             here = total[start : start + step] if axis == 0 else total
-            here += powers.sum(axis=others[axis], dtype=np.float64)
+            others = tuple(a for a in range(powers.ndim) if a != axis)
+            here += powers.sum(axis=others, dtype=np.float64)
     return totals
 
 
