@@ -26,7 +26,7 @@ from onnxprune.dependency import (
     is_window,
     pattern_labels,
 )
-from onnxprune.model import Node
+from onnxprune.model import Node, uncollected
 
 Role = Literal["heads", "head-width", "hidden", "ffn", "channels"]
 ROLES: tuple[Role, ...] = ("channels", "heads", "head-width", "ffn", "hidden")
@@ -59,6 +59,7 @@ class Block:
 class Blocks:
     """The parts of a model."""
 
+    @uncollected
     def __init__(self, graph: DependencyGraph) -> None:
         self.graph = graph
         self.links = {link.node.index: link for link in graph.links}

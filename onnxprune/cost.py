@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import onnx
-
 from onnxprune import axes
 from onnxprune.axes import Axis, Var
 from onnxprune.dependency import DependencyGraph
+from onnxprune.model import WEIGHTS, bits_of
 from onnxprune.sizes import is_dynamic
 
 Counts = dict[Var, int]
@@ -67,10 +66,10 @@ class CostModel:
                 typed[name] = tuple(axes.Const(d, axes.UNIT) for d in tensor.dims)
         for name, shape in typed.items():
             element = graph.model.constants[name].data_type if name in graph.model.constants else 1
-            if element in _COUNTED:
+            if element in WEIGHTS:
                 self._params.append(_term(1, shape))
             if name in graph.model.constants:
-                self._bytes.append(_term(_itemsize(element), shape))
+                self._bytes.append(_term(_bits(element), shape))
 
     def __call__(self, counts: Mapping[Var, int] | None = None) -> Cost:
         kept = dict(counts or {})
@@ -78,7 +77,7 @@ class CostModel:
         return Cost(
             _total(self._macs, kept) // self._batch,
             _total(self._params, kept),
-            _total(self._bytes, kept),
+            _total(self._bytes, kept) // 8,
             channels,
         )
 
@@ -98,16 +97,6 @@ class CostModel:
             inside = [t for t in terms if any(v is var for a in t[1] for v in axes.free_vars(a))]
             shares[name] = _total(inside, {}) / max(_total(terms, {}), 1)
         return shares
-
-
-_COUNTED = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.INT8,
-    onnx.TensorProto.UINT8,
-}
 
 
 def _term(factor: int, operand: Iterable[Axis]) -> Term:
@@ -137,11 +126,12 @@ def _all_gone(graph: DependencyGraph, name: str, gone: frozenset[int]) -> bool:
     return bool(gone and readers) and all(node.index in gone for node in readers)
 
 
-def _itemsize(element: int) -> int:
+def _bits(element: int) -> int:
+    """Of one element as it is stored."""
     try:
-        return int(onnx.helper.tensor_dtype_to_np_dtype(element).itemsize)
+        return bits_of(element)
     except (KeyError, ValueError):
-        return 1
+        return 8
 
 
 def _batch(graph: DependencyGraph) -> int:

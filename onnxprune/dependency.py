@@ -8,11 +8,9 @@ with the reason it met.
 from __future__ import annotations
 
 import functools
-import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
 
 import networkx as nx
 import numpy as np
@@ -20,7 +18,7 @@ import numpy as np
 from onnxprune import axes, flow
 from onnxprune.axes import Axis, Const, Reason, Var
 from onnxprune.errors import UserError
-from onnxprune.model import FLOATS, WEIGHTS, Model, Node
+from onnxprune.model import FLOATS, WEIGHTS, Model, Node, uncollected
 from onnxprune.ops import Pinned, Rule, Take, Unknown, control, lookup
 from onnxprune.ops.spec import AxisPattern, Pattern, label, names
 from onnxprune.shapes import Shapes, analyse
@@ -29,27 +27,6 @@ UNIT_LIMIT = 4096  # positions that an index map without a pattern may cut into 
 TERM_LIMIT = 2**14  # parts of a concatenation
 OLDEST_OPSET = 7  # that the declarations describe
 Parameter = tuple[int, int, AxisPattern, Axis]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def uncollected(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run without the garbage collector of cycles.
-
-    Analysis makes many small objects that all stay; walking them again and again takes a fifth of the time.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            if enabled:
-                gc.enable()
-
-    return run
 
 
 @dataclass(eq=False, slots=True)

@@ -7,8 +7,10 @@ import itertools
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +20,7 @@ import numpy as np
 import onnx
 
 from onnxprune import flow
+from onnxprune import model as model_files
 from onnxprune.errors import UserError
 from onnxprune.model import DEFAULT_DOMAINS, Array, Model, Node, save
 from onnxprune.sizes import Sizes, dim_key, is_dynamic
@@ -28,6 +31,7 @@ import onnxruntime as ort
 Feeds = dict[str, Array]
 EXTERNAL_BYTES = 4096  # tensors above this go to a file that onnxruntime maps instead of copying
 LARGEST = 2**28  # elements of an input that is made up
+ENDLESS = 120  # seconds after which a loop is taken never to end
 WAYS = 8  # through the branches of a graph that are tried
 
 
@@ -39,15 +43,20 @@ class OutOfMemory(RunError):
     """The run asked for more memory than there is; it says nothing about the model."""
 
 
+class Endless(UserError):
+    """A loop did not end; further runs would not, either."""
+
+
 _scratches: set[Path] = set()
 
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A temporary folder, and a note of it until it is gone."""
-    folder = Path(tempfile.mkdtemp(prefix="onnxprune-"))
-    _scratches.add(folder)
+    folder = Path(tempfile.gettempdir(), f"onnxprune-{secrets.token_hex(8)}")
+    _scratches.add(folder)  # before it is there, so that no interrupt comes in between
     try:
+        folder.mkdir(mode=0o700)
         yield folder
     finally:
         _discard(folder)
@@ -62,6 +71,7 @@ def clean_up() -> None:
     """Remove what an interrupt in the wrong moment has left."""
     for folder in list(_scratches):
         _discard(folder)
+    model_files.clean_up()
 
 
 Level = Literal["none", "basic", "all"]
@@ -90,11 +100,14 @@ class Session:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[optimise]
+        self._loops = False
         try:
             if isinstance(source, Path):
                 self._session = self._open(str(source), options)
             else:
                 source = flow.nest(source)
+                graphs = flow.graphs(source)
+                self._loops = any(node.op_type == "Loop" for graph in graphs for node in graph.node)
                 if (crashing := crash(source)) is not None:
                     raise RunError(crashing)
                 with _scratch() as folder:
@@ -125,25 +138,45 @@ class Session:
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         names = list(outputs or self.outputs)
+        given = {k: self._fit(k, v) for k, v in feeds.items() if k in self.inputs}
+        options = ort.RunOptions()
+        clock = threading.Timer(ENDLESS, setattr, (options, "terminate", True))
+        clock.daemon = True
+        if self._loops:
+            clock.start()
         try:
-            values = self._session.run(
-                names, {k: self._fit(k, v) for k, v in feeds.items() if k in self.inputs}
-            )
+            values = self._session.run(names, given, options)
         except Exception as error:  # as above
+            if options.terminate:
+                raise Endless(
+                    f"a loop of the model did not end in {ENDLESS} seconds on made-up inputs; nothing was written"
+                ) from None
             raise _failure(error) from None
+        finally:
+            clock.cancel()
         return dict(zip(names, values, strict=True))
+
+
+_NEVER_EMPTY = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "Einsum"}
 
 
 def crash(proto: onnx.ModelProto) -> str | None:
     """A node whose kernel takes the whole process along (in onnxruntime 1.31), and what to do about it."""
     nodes = [node for graph in flow.graphs(proto) for node in graph.node]
     nodes += [node for function in proto.functions for node in function.node]
+    empty = [
+        value.name
+        for value in proto.graph.input
+        if any(dim.HasField("dim_value") and not dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    ]
     for node in nodes:
         name = node.name or next(iter(node.output), "")
         if node.domain == "com.microsoft" and node.op_type == "Attention" and not any(node.input[2:3]):
             return f"its Attention without a bias crashes (node '{name}'); give it one of zeros"
         if node.domain in DEFAULT_DOMAINS and node.op_type in ("Loop", "Scan") and not all(node.output):
             return f"an output without a name, of node '{name}', crashes it; name it"
+        if empty and node.op_type in _NEVER_EMPTY:
+            return f"{node.op_type} crashes on nothing, which is what input '{empty[0]}' holds by its shape"
         if node.domain == "com.microsoft" and node.op_type == "QLinearConcat" and not all(node.input):
             return f"an operand that is left out of node '{name}' crashes it; export the model again"
         if node.op_type in ("Attention", "GroupQueryAttention"):

@@ -22,7 +22,16 @@ from onnxprune.model import FLOATS, Array, Model, Node, copy_without_weights
 from onnxprune.ops import NodeView, Unknown, control, lookup
 from onnxprune.ops.spec import Evaluate, Shape
 from onnxprune.ops.window import MOVED, outgrown
-from onnxprune.runtime import LARGEST, Feeds, RunError, Session, decisive_values, index_bounds, make_feeds
+from onnxprune.runtime import (
+    LARGEST,
+    Endless,
+    Feeds,
+    RunError,
+    Session,
+    decisive_values,
+    index_bounds,
+    make_feeds,
+)
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
 
 R = TypeVar("R")
@@ -107,7 +116,10 @@ def _measured(model: Model, node: Node) -> bool:
 
 def analyse(model: Model) -> Shapes:
     """Shapes at the first sizes of the dynamic dimensions that are consistent, with second ones beside them."""
-    return _Search(model).result()
+    try:
+        return _Search(model).result()
+    except Endless as error:
+        raise UserError(f"{model.name}: {error}") from None
 
 
 class _Search:

@@ -17,9 +17,9 @@ import onnx
 from onnxprune import axes, flow, rewrite, stored
 from onnxprune.axes import Axis, IntArray, Keep
 from onnxprune.blocks import Block, Blocks
-from onnxprune.dependency import DependencyGraph, Link, uncollected
+from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.errors import InternalError, UserError
-from onnxprune.model import Array, Model, Node, copy_without_weights, fresh_name
+from onnxprune.model import Array, Model, Node, copy_without_weights, fresh_name, uncollected
 from onnxprune.ops import Resize, Unknown, lookup
 from onnxprune.ops.spec import NodeView, Shape
 from onnxprune.plan import Plan, Rewire

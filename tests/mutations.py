@@ -16,9 +16,17 @@ Rng = np.random.Generator
 NUMBERS = (0, -1, 1, 2, 3, 5, 7, 2**31, 2**63 - 1, -(2**63))
 REALS = (0.0, -1.0, 1e30, float("nan"), float("inf"))
 TEXTS = (b"sideways", b"", b"\xff\xfe", b"bidirectional", b"reverse", b"Relu")
-TYPES = [
-    getattr(TensorProto, name) for name in "FLOAT FLOAT16 DOUBLE INT8 UINT8 INT32 INT64 BOOL BFLOAT16".split()
-]
+TYPES = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.BFLOAT16,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.BOOL,
+)
 
 
 def mutate(proto: onnx.ModelProto, rng: Rng) -> str:

@@ -12,8 +12,8 @@ from models.architectures import shufflenet_v2
 from models.builder import Graph
 from onnxprune import axes
 from onnxprune.axes import Var
-from onnxprune.dependency import DependencyGraph, uncollected
-from onnxprune.model import Model
+from onnxprune.dependency import DependencyGraph
+from onnxprune.model import Model, uncollected
 
 
 def test_a_long_chain_of_bound_axes_resolves() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.blocks import Blocks
-from onnxprune.dependency import uncollected
+from onnxprune.model import uncollected
 from onnxprune.passes import layers, units
 from onnxprune.passes.options import Options
 from onnxprune.plan import Plan
