@@ -82,7 +82,8 @@ def plan(blocks: Blocks, options: Options, removed: Sequence[Remove] = ()) -> tu
         option = options.option_for(choice.role)
         if choice.skipped is None and option is not None:
             pools.setdefault(option, []).append(choice.group)
-    groups = [group for group in graph.groups if any(group in pool for pool in pools.values())]
+    pooled = {group for pool in pools.values() for group in pool}
+    groups = [group for group in graph.groups if group in pooled]
     scores = criteria.score(graph, groups, options.criterion, options.seed)
 
     def counts(ratios: Mapping[Role, float]) -> dict[Group, int]:
