@@ -80,7 +80,7 @@ def deform_conv(node: NodeView) -> Rule | Pinned:
     space, taps = " ".join(y), " ".join(p)
     return Rule.of(
         f"n (g i) {' '.join(h)}, (g o) i {taps}, n shift {space}, (g o), n ({taps}) {space} -> n (g o) {space}",
-        sizes={"g": int(node.attr("group", 1))},
+        sizes={"g": int(node.attr("group", 1))} | dict(zip(p, node.shape(1)[2:], strict=True)),
         attributes={"group": "g"},
         pinned=pins((*h, *p, *y), "kernel window") | {"shift": "two per tap of the window"},
         macs=("n", "g", "o", "i", *p, *y),
