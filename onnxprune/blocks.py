@@ -29,7 +29,6 @@ from onnxprune.dependency import (
 from onnxprune.model import Node, uncollected
 
 Role = Literal["heads", "head-width", "hidden", "ffn", "channels"]
-ROLES: tuple[Role, ...] = ("channels", "heads", "head-width", "ffn", "hidden")
 BlockKind = Literal["attention", "convolution", "ffn"]
 
 NEAR = 64  # nodes between a residual stream and a block that may be shared with other blocks (a norm)

@@ -105,6 +105,13 @@ def fresh_name(wish: str, taken: set[str]) -> str:
     return name
 
 
+def copied_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy that outlives the graph it was in."""
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    return result
+
+
 def copy_fields(source: Any, target: Any, leave_out: frozenset[str]) -> None:
     """Copy the fields of a message, but for some, without ever copying those."""
     for described, value in source.ListFields():
@@ -277,8 +284,7 @@ class _Flattener:
                 self.flat.graph.node.append(self._plain(node, names))
 
     def _plain(self, node: onnx.NodeProto, names: _Names) -> onnx.NodeProto:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = copied_node(node)
         reader = f"node '{node.name or ''.join(node.output[:1])}'"
         for i, name in enumerate(node.input):
             copy.input[i] = self._find(name, names, reader)
@@ -297,8 +303,7 @@ class _Flattener:
     def _control(self, node: onnx.NodeProto, names: _Names) -> None:
         """A node with bodies: its shell and, for each body, the nodes."""
         label = node.name or next(o for o in node.output if o)
-        shell = onnx.NodeProto()
-        shell.CopyFrom(node)
+        shell = copied_node(node)
         if names.calls:
             _fill_in(shell, names.attributes)
             shell.name = _path(names, node.name) if node.name else ""
@@ -505,8 +510,7 @@ class _Flattener:
         reader = f"node '{label}'"
         inner = _Names(None, names.scope, _path(names, label), function=True)
         inner.calls = (*names.calls, key)
-        caller = onnx.NodeProto()
-        caller.CopyFrom(node)
+        caller = copied_node(node)
         _fill_in(caller, names.attributes)
         given = {a.name: a for a in caller.attribute}
         defaults = {a.name: a for a in function.attribute_proto}
@@ -828,8 +832,7 @@ class _Nester:
         outside = {name: self.shown[name] for name in captured(node) if name in self.shown}
         if not outside and self.shown.keys().isdisjoint((*node.input, *node.output)):
             return node
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = copied_node(node)
         for operands in (copy.input, copy.output):
             for i, name in enumerate(operands):
                 operands[i] = self.shown.get(name, name)

@@ -32,6 +32,7 @@ from onnx import external_data_helper, numpy_helper
 
 from onnxprune import flow, stored
 from onnxprune.errors import UserError
+from onnxprune.flow import copied_node as copied_node
 from onnxprune.flow import fresh_name as fresh_name
 from onnxprune.flow import subgraphs as subgraphs
 
@@ -372,13 +373,6 @@ def _ordered(proto: onnx.ModelProto, owned: bool) -> onnx.ModelProto:
     copies = [copied_node(nodes[i]) for i in order]
     del result.graph.node[:]
     result.graph.node.extend(copies)
-    return result
-
-
-def copied_node(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A copy that outlives the graph it was in."""
-    result = onnx.NodeProto()
-    result.CopyFrom(node)
     return result
 
 

@@ -14,7 +14,7 @@ import onnx
 
 from onnxprune import flow
 from onnxprune.model import FLOATS, Array, Model, copy_without_weights, expected_bytes, to_array
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime import Feeds, Session, inner
 from onnxprune.shapes import Shapes
 
 WHOLE = 2**30  # bytes of weights of a model that is run at once
@@ -148,13 +148,7 @@ def inner_values(model: Model, shapes: Shapes, wanted: Sequence[str]) -> Callabl
     Raises `RunError`, then or later, if onnxruntime cannot run the model.
     """
     if not too_large(model):
-        given = {output.name for output in model.outputs}
-        inner = [
-            onnx.helper.make_tensor_value_info(name, shapes.elements.get(name, 0), None)
-            for name in wanted
-            if name not in given
-        ]
-        session = Session(model.proto, expose=inner)
+        session = Session(model.proto, expose=inner(model.proto, wanted))
         return lambda feeds: session.run(feeds, wanted)
     runner = Runner(model.proto)
     parts = partition(model, shapes, model.producers.keys(), wanted)

@@ -14,7 +14,7 @@ import onnx
 
 from onnxprune import flow
 from onnxprune.errors import UserError
-from onnxprune.model import Array, Model, Node, copy_without_weights
+from onnxprune.model import Array, Model, Node, copied_node, copy_without_weights
 from onnxprune.plan import Edit, Rewire, SetWeight
 
 
@@ -95,8 +95,7 @@ class _Rewrite:
         """The node reading the tensors that took the place of others."""
         if not any(name in self.renamed for name in node.input):
             return node
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = copied_node(node)
         for i, name in enumerate(node.input):
             copy.input[i] = self._now(name)
         return copy
@@ -127,8 +126,7 @@ class _Rewrite:
         name = next(iter(node.output), "")
         if node.op_type != "Constant" or name not in self.weights:
             return node
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = copied_node(node)
         del copy.attribute[:]
         copy.attribute.append(onnx.helper.make_attribute("value", self._tensor(name)))
         return copy

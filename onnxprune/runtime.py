@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -155,6 +155,12 @@ class Session:
         finally:
             clock.cancel()
         return dict(zip(names, values, strict=True))
+
+
+def inner(proto: onnx.ModelProto, names: Iterable[str]) -> list[onnx.ValueInfoProto]:
+    """What to expose for these tensors: those that are no outputs of the model."""
+    known = {output.name for output in proto.graph.output}
+    return [onnx.ValueInfoProto(name=name) for name in names if name not in known]
 
 
 _NEVER_EMPTY = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "Einsum"}

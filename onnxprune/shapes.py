@@ -30,6 +30,7 @@ from onnxprune.runtime import (
     Session,
     decisive_values,
     index_bounds,
+    inner,
     make_feeds,
 )
 from onnxprune.sizes import Sizes, assignments, dim_key, dynamic_dims, is_dynamic
@@ -514,10 +515,8 @@ def _run(model: Model, result: Shapes, wanted: list[str]) -> None:
     wanted = [name for name in wanted if not model.scopes.of(name)]
     if not wanted or any(math.prod(shape) > LARGEST for shape in result.shapes.values()):
         return
-    given = {o.name for o in model.outputs}
-    inner = [onnx.ValueInfoProto(name=name) for name in wanted if name not in given]
     try:
-        session = Session(model.proto, expose=inner)
+        session = Session(model.proto, expose=inner(model.proto, wanted))
     except RunError:
         return
     try:

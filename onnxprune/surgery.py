@@ -19,7 +19,7 @@ from onnxprune.axes import Axis, IntArray, Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.errors import InternalError, UserError
-from onnxprune.model import Array, Model, Node, copy_without_weights, fresh_name, uncollected
+from onnxprune.model import Array, Model, Node, copied_node, copy_without_weights, fresh_name, uncollected
 from onnxprune.ops import Resize, Unknown, lookup
 from onnxprune.ops.spec import NodeView, Shape
 from onnxprune.plan import Plan, Rewire
@@ -351,8 +351,7 @@ class _Surgery:
         """Let a Shape node go on giving the extents of the original."""
         name = node.outputs[0]
         old = self.graph.shapes.values[name]
-        proto = onnx.NodeProto()
-        proto.CopyFrom(node.proto)
+        proto = copied_node(node.proto)
         proto.output[0] = self._name(f"{name}.now")
         after = self._after.setdefault(node.index, [])
         now = _some(self._evaluate(node, {}))
@@ -528,8 +527,7 @@ class _Surgery:
         for index, original in enumerate(self.model.proto.graph.node):
             node = self._replaced.get(index)
             if node is None:
-                node = onnx.NodeProto()
-                node.CopyFrom(original)
+                node = copied_node(original)
             for i, name in renamed.get(index, ()):
                 node.input.extend([""] * (i + 1 - len(node.input)))
                 node.input[i] = name

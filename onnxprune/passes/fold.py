@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from onnxprune import flow, rewrite
-from onnxprune.model import FLOATS, Array, Model, Node, fresh_name, subgraphs
+from onnxprune.model import FLOATS, Array, Model, Node, copied_node, fresh_name, subgraphs
 from onnxprune.ops import Rule, Unknown, lookup
 from onnxprune.ops.spec import Pattern
 from onnxprune.plan import Edit, Rewire, SetWeight
@@ -289,8 +289,7 @@ def _does_nothing(facts: _Facts, node: Node) -> bool:
 
 
 def _renamed(node: Node, old: str, new: str) -> onnx.NodeProto:
-    proto = onnx.NodeProto()
-    proto.CopyFrom(node.proto)
+    proto = copied_node(node.proto)
     proto.output[node.outputs.index(old)] = new
     return proto
 
@@ -634,8 +633,7 @@ def _named(facts: _Facts, merges: Sequence[_Merge]) -> tuple[dict[Use, str], lis
 def _merged(facts: _Facts, merge: _Merge, names: Mapping[Use, str]) -> list[Edit]:
     """The base under its new weight and bias makes what the chain made."""
     base, edits = merge.base, list[Edit]()
-    proto = onnx.NodeProto()
-    proto.CopyFrom(base.node.proto)
+    proto = copied_node(base.node.proto)
     nodes = [proto]
     if merge.weight is not None:
         proto.input[base.weight_at] = names[merge, "weight"]

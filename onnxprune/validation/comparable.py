@@ -7,7 +7,7 @@ import onnx
 
 from onnxprune import flow
 from onnxprune.dependency import DependencyGraph
-from onnxprune.model import copied
+from onnxprune.model import copied, copied_node
 from onnxprune.runtime import Feeds
 
 RUNNABLE = {
@@ -98,8 +98,7 @@ def steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = copied(proto)
     del result.graph.node[:]
     for source in proto.graph.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(source)
+        node = copied_node(source)
         if not is_batch_first(source):
             result.graph.node.append(node)
             continue

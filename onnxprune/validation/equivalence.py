@@ -20,7 +20,7 @@ from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array
 from onnxprune.parts import too_large
-from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, make_feeds
+from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, inner, make_feeds
 from onnxprune.shapes import accepted_runs
 from onnxprune.sizes import Sizes
 from onnxprune.validation import comparable, in_parts, repeatable, unrounded, widened
@@ -78,7 +78,7 @@ def check(
         named = ", ".join(idle[:SHOWN]) + (f" and {len(idle) - SHOWN} more" if len(idle) > SHOWN else "")
         notes.append(f"branches that no input of the check takes: {named}")
     del reference
-    session = Session(pruned, expose=_inner(pruned, names))
+    session = Session(pruned, expose=inner(pruned, names))
     errors = [difference(want, session.run(feeds, names)) for _, feeds, want in runs]
     if pair.rounded is not None:  # that it runs is not said by the other form of it
         _run_rounded(graph, pair.rounded, runs[0][1])
@@ -189,7 +189,7 @@ def _optimised(
 
     def failure(proto: onnx.ModelProto, plain: Session) -> str | None:
         try:
-            session = Session(proto, "basic", expose=_inner(proto, names))
+            session = Session(proto, "basic", expose=inner(proto, names))
             worst = max(difference(plain.run(feed, names), session.run(feed, names)) for feed in feeds)
         except RunError as error:
             return str(error)
@@ -200,7 +200,7 @@ def _optimised(
         return None
     original = repeatable.repeatable(graph, graph.model.proto)
     try:
-        fails_too = failure(original, Session(original, expose=_inner(original, names))) is not None
+        fails_too = failure(original, Session(original, expose=inner(original, names))) is not None
     except RunError:
         fails_too = True
     return None if fails_too else f"with basic optimisations: {why}"
@@ -220,7 +220,7 @@ def _reference_runs(
     marks = [watch.name for watch in watches]
     shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in marks]
     try:
-        session = Session(watching, expose=[*_inner(reference, names), *shown])
+        session = Session(watching, expose=[*inner(reference, names), *shown])
     except RunError as error:
         raise UserError(
             f"{model.name}: onnxruntime cannot load the model: {error}; nothing was written"
@@ -335,9 +335,3 @@ def _stated(graph: DependencyGraph, name: str) -> int:
         if output.name == name:
             return int(output.type.tensor_type.elem_type)
     return 0
-
-
-def _inner(proto: onnx.ModelProto, names: list[str]) -> list[onnx.ValueInfoProto]:
-    """The compared tensors that are no outputs of the model."""
-    known = {o.name for o in proto.graph.output}
-    return [onnx.ValueInfoProto(name=name) for name in names if name not in known]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune.dependency import DependencyGraph
-from onnxprune.model import copied
+from onnxprune.model import copied, copied_node
 
 OLDEST_OPSET = 9  # that has the operators which positions are counted with
 _PRIMES = 7919, 43758.5453  # what spreads the phases and the sines of neighbours apart
@@ -40,8 +40,7 @@ def repeatable(graph: DependencyGraph, proto: onnx.ModelProto) -> onnx.ModelProt
         if not _is_random(source):
             result.graph.node.append(source)
         elif source.op_type == "Dropout":
-            node = onnx.NodeProto()
-            node.CopyFrom(source)
+            node = copied_node(source)
             del node.input[2:]
             result.graph.node.append(node)
         else:

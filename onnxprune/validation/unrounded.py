@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.model import FLOATS, Array, copied, subgraphs, to_array
+from onnxprune.model import FLOATS, Array, copied, copied_node, subgraphs, to_array
 from onnxprune.ops.real import FORMS, Real
 from onnxprune.shapes import Shapes
 
@@ -124,8 +124,7 @@ class _Floats:
         elif _key(node) in FORMS:
             self._state(node.output[0], FORMS[_key(node)](view))
         elif any(a.name == "accuracy_level" for a in node.attribute):
-            precise = onnx.NodeProto()
-            precise.CopyFrom(node)
+            precise = copied_node(node)
             del precise.attribute[:]
             precise.attribute.extend(a for a in node.attribute if a.name != "accuracy_level")
             self._keep(precise)
@@ -208,8 +207,7 @@ class _Floats:
             raise _Unknown
         if any(name in self.values and i not in floats for i, name in enumerate(node.input)):
             raise _Unknown
-        written = onnx.NodeProto()
-        written.CopyFrom(node)
+        written = copied_node(node)
         for i in floats:
             written.input[i] = self.shifted(q.integers(i), first.zero)
         for i, output in enumerate(node.output):
