@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from benchmarks import (
+    accuracy,
     analysis,
     growth,
     large,
@@ -34,7 +35,18 @@ from benchmarks.common import (
 
 BENCHMARKS = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (models_table, transformers, recurrent, time_ratio, analysis, growth, memory, large, peers)
+    for module in (
+        models_table,
+        transformers,
+        recurrent,
+        time_ratio,
+        analysis,
+        growth,
+        memory,
+        large,
+        accuracy,
+        peers,
+    )
 }
 
 

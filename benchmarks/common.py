@@ -93,7 +93,11 @@ def run(benchmark: Benchmark) -> int:
     """The command line of one benchmark: measure and print; with --update also keep the results."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}")
     parser.add_argument("--update", action="store_true", help="keep the results, rewrite the document")
-    update = parser.parse_args().update
+    return report(benchmark, update=parser.parse_args().update)
+
+
+def report(benchmark: Benchmark, *, update: bool) -> int:
+    """Measure and print, and keep the results if told to."""
     try:
         results = measured(benchmark)
     except NotHereError as reason:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import venv
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Benchmark, NotHereError, Results, isolated, run, stamp, table
+from benchmarks.common import ROOT, Benchmark, NotHereError, Results, isolated, run, stamp, table
 from benchmarks.subjects import RANDOM, TRAINED, subject
+from models.environments import NotInstallable, environment
 from models.fetch import default_cache
 from onnxprune import passes, surgery
 from onnxprune.blocks import Blocks
@@ -37,13 +37,13 @@ LIMIT_S = 600
 
 def measure() -> Results:
     """Per model and tool: MACs and parameters kept, and whether onnxruntime runs the result."""
-    interpreter = _environment()
+    interpreter = peer_environment()
     rows: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         print(f"{name} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             path = isolated(subject, name, Path(folder))
-            before = isolated(_count, path)
+            before = isolated(count, path)
             rows[name] = {
                 "onnxprune": _judged(before, _onnxprune(path, Path(folder) / "ours.onnx")),
                 "onnxsim": _judged(before, _onnxsim(interpreter, path, Path(folder) / "theirs.onnx")),
@@ -51,23 +51,13 @@ def measure() -> Results:
     return {"rows": rows}
 
 
-def _environment() -> Path:
+def peer_environment() -> Path:
     """The interpreter of an environment that has the peer."""
-    folder = default_cache() / "peers" / PEER.replace("==", "-")
-    interpreter = folder / "bin" / "python"
-    done = folder / "installed"
-    if done.exists():
-        return interpreter
-    print(f"installing {PEER} into {folder} ...", file=sys.stderr)
-    venv.create(folder, with_pip=True, clear=True)
     pinned = [f"{name}=={version(name)}" for name in ("onnx", "onnxruntime", "numpy")]
-    command = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-input", PEER, *pinned]
-    installed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        said = installed.stderr.strip().splitlines()
-        raise NotHereError(f"{PEER} cannot be installed here: {said[-1] if said else 'pip failed'}")
-    done.touch()
-    return interpreter
+    try:
+        return environment(default_cache(), [PEER, *pinned])
+    except NotInstallable as error:
+        raise NotHereError(str(error)) from error
 
 
 def _onnxprune(path: Path, target: Path) -> Path | str:
@@ -85,10 +75,9 @@ def _cut(path: Path, target: Path) -> None:
 
 
 def _onnxsim(interpreter: Path, path: Path, target: Path) -> Path | str:
-    script = Path(__file__).with_name("onnxsim_prune.py")
-    command = [str(interpreter), str(script), str(path), str(target), str(RATIO)]
+    command = [str(interpreter), "-m", "benchmarks.onnxsim_prune", str(path), str(target), str(RATIO)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return f"not done in {LIMIT_S} s"
     return target if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
@@ -99,14 +88,15 @@ def _judged(before: Cost, written: Path | str) -> dict[str, Any]:
     if isinstance(written, str):
         return {"failed": written}
     try:
-        cost = isolated(_count, written)
+        cost = isolated(count, written)
     except OnnxPruneError as error:
         return {"failed": str(error)}
     kept = cost.ratio(before)
     return {"macs": kept["macs"], "params": kept["params"], "refused": isolated(_refused, written)}
 
 
-def _count(path: Path) -> Cost:
+def count(path: Path) -> Cost:
+    """What a model file costs, by the counter that counts every tool's results."""
     return CostModel(DependencyGraph(load(path)))()
 
 

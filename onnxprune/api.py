@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import pipeline, surgery
+from onnxprune import metrics, pipeline, surgery, survey
 from onnxprune.blocks import Blocks
+from onnxprune.data import Preprocess, Spec, open_data
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
+from onnxprune.metrics import Agreement
 from onnxprune.model import Model
 from onnxprune.passes import Options
-from onnxprune.pipeline import Folded, Result, Source
+from onnxprune.pipeline import Folded, Inputs, Result, Source
 from onnxprune.plan import Plan
-from onnxprune.report import verdict
+from onnxprune.report import Quality, counted, verdict
 from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.shapes import accepted_runs
-from onnxprune.validation import equivalence, structure
+from onnxprune.survey import Asked, Survey
+from onnxprune.validation import equivalence, mended, structure
 from onnxprune.validation.drift import Drift, Latency, compare_outputs, time_both
 from onnxprune.validation.equivalence import Equivalence
+from onnxprune.validation.mended import Mending
 
 
 def shrink(
@@ -40,8 +44,17 @@ def shrink(
     layer_criterion: str = "influence",
     macs: float | None = None,
     params: float | None = None,
-    criterion: str = "l2",
-    allocation: str = "uniform",
+    bytes: float | None = None,  # noqa: A002
+    data: Spec | None = None,
+    samples: int = pipeline.SAMPLES,
+    preprocess: Preprocess | str | None = None,
+    max_drop: float | None = None,
+    judge: Spec | None = None,
+    metric: str | None = None,
+    criterion: str = "auto",
+    allocation: str = "auto",
+    repair: str = "auto",
+    steps: int = 1,
     align: int = 16,
     min_channels: int = 1,
     include: Sequence[str] = (),
@@ -49,25 +62,71 @@ def shrink(
     allow_lossy: bool = False,
     seed: int = 0,
 ) -> Result:
-    """Prune a model and prove the result equal to the masked original.
+    """Prune a model, prove the cut equal to the masked original, and repair what stays.
 
     channels is the share of units to remove from every prunable group; heads, head_width, ffn and hidden
     are shares for groups of that role; layers is how many residual blocks to remove, a share of them, or
-    patterns on their names. macs and params are the shares of the model's MACs or parameters to keep,
-    instead of shares to remove. Raises `NothingToPrune`, `UserError` or `InternalError`.
+    patterns on their names. macs, params and bytes are the shares of the model's MACs, parameters or weight
+    bytes to keep, instead of shares to remove; max_drop is what the metric may lose, instead of either.
+
+    data (see `onnxprune.data.open_data`) are unlabelled inputs to score and repair with, `samples` of them;
+    without, inputs are made up. judge is data for the metric (default: data), which is measured before and after
+    where `judge`, `metric` or `max_drop` is given. repair is `auto`, `none`, `mean`, `ridge` or `sequential`; steps
+    is in how many steps to prune. Raises `NothingToPrune`, `UserError` or `InternalError`.
     """
     options = Options(
         channels=channels, heads=heads, head_width=head_width, ffn=ffn, hidden=hidden,
         layers=None if layers is None else str(layers), layer_criterion=layer_criterion, macs=macs,
-        params=params, criterion=criterion, strategy=allocation, align=align, minimum=min_channels,
+        params=params, bytes=bytes, criterion=criterion, strategy=allocation, repair=repair, steps=steps,
+        max_drop=max_drop, align=align, minimum=min_channels,
         include=tuple(include), exclude=tuple(exclude), allow_lossy=allow_lossy, seed=seed,
     )  # fmt: skip
-    return pipeline.prune(model, options)
+    inputs = Inputs(data, samples, _parsed(preprocess), judge, metric)
+    return pipeline.prune(model, options, inputs=inputs)
 
 
-def apply(model: Source, plan: Plan | str | os.PathLike[str]) -> Result:
-    """Replay a plan, or a plan file, on the model it was made for."""
-    return pipeline.apply_plan(model, plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+def apply(
+    model: Source,
+    plan: Plan | str | os.PathLike[str],
+    data: Spec | None = None,
+    *,
+    preprocess: Preprocess | str | None = None,
+    cut_only: bool = False,
+) -> Result:
+    """Replay a plan, or a plan file, on the model it was made for.
+
+    Where the plan repairs, `data` and `preprocess` must be what it was made with; cut_only leaves repair out.
+    """
+    loaded = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
+    return pipeline.apply_plan(
+        model, loaded, inputs=Inputs(data, preprocess=_parsed(preprocess)), cut_only=cut_only
+    )
+
+
+def sensitivities(
+    model: Source,
+    data: Spec,
+    *,
+    ratios: Sequence[float] = survey.RATIOS,
+    criterion: str = "auto",
+    metric: str | None = None,
+    samples: int = survey.SAMPLES,
+    preprocess: Preprocess | str | None = None,
+    seed: int = 0,
+    path: str | os.PathLike[str] | None = None,
+) -> Survey:
+    """What a metric, or the outputs, lose when one group or residual block alone is cut.
+
+    With `path` the survey is kept there while it goes on, and taken up again after an interruption. Raises
+    `UserError` for data that does not fit, and for another file at that path.
+    """
+    asked = Asked(tuple(ratios), criterion, metric, samples, seed)
+    place = None if path is None else Path(path)
+    return survey.survey(pipeline.open_model(model), data, asked, _parsed(preprocess), place)
+
+
+def _parsed(preprocess: Preprocess | str | None) -> Preprocess | None:
+    return Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
 
 
 def inspect(model: Source) -> Inspection:
@@ -77,22 +136,37 @@ def inspect(model: Source) -> Inspection:
 
 @dataclass(frozen=True)
 class Validation:
-    """Structure, equivalence (where a plan is given), output drift and latency of two models."""
+    """Structure, equivalence (where a plan is given), outputs on data (where some are given), drift and latency.
+
+    equivalence  of the candidate; where it is repaired, of what its plan cuts
+    mending      how a repaired candidate differs from what its plan cuts
+    agreement    of each output with the original's on data
+    quality      a metric of both models on data
+    """
 
     problems: tuple[str, ...]
     equivalence: Equivalence | None
     drift: tuple[Drift, ...]
     latency: Latency | None
+    mending: Mending | None = None
+    data: Mapping[str, Any] | None = None
+    agreement: tuple[Agreement, ...] = ()
+    quality: Quality | None = None
 
     @property
     def passed(self) -> bool:
-        return not self.problems and (self.equivalence is None or self.equivalence.passed)
+        proven = self.equivalence is None or self.equivalence.passed
+        return not self.problems and proven and (self.mending is None or self.mending.passed)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
             "problems": list(self.problems),
             "equivalence": self.equivalence.as_dict() if self.equivalence else None,
+            "repair": self.mending.as_dict() if self.mending else None,
+            "data": None if self.data is None else dict(self.data),
+            "agreement": [asdict(a) for a in self.agreement],
+            "quality": asdict(self.quality) if self.quality else None,
             "drift": [asdict(d) for d in self.drift],
             "latency": asdict(self.latency) if self.latency else None,
         }
@@ -101,9 +175,13 @@ class Validation:
         console.print("structure: " + ("sound, same interface" if not self.problems else "BROKEN"))
         for problem in self.problems:
             console.print(f"  {problem}")
-        proof = verdict(self.equivalence) if self.equivalence else "equivalence: not checked (give --plan)"
-        for line in proof.splitlines():
-            console.print(line)
+        for line in self._proof():
+            console.print(line, soft_wrap=True)
+        if self.agreement and self.data is not None:
+            console.print(f"agreement with the original on {self.data['source']}:", soft_wrap=True)
+            console.print(_agreements(self.agreement))
+        if self.quality:
+            console.print(str(self.quality), soft_wrap=True)
         if self.drift:
             table = Table(title="output drift on random inputs", title_justify="left")
             for name in ("output", "largest difference", "cosine"):
@@ -119,31 +197,121 @@ class Validation:
                 f"x{self.latency.ratio:.2f} (rounds {spread}){busy}"
             )
 
+    def _proof(self) -> list[str]:
+        """What is proven, in sentences."""
+        if self.equivalence is None:
+            return ["equivalence: not checked (give --plan)"]
+        lines = verdict(self.equivalence).splitlines()
+        mending = self.mending
+        if mending is None or (mending.passed and not mending.repaired + mending.added):
+            return lines
+        lines[0] = f"repaired: what the plan cuts {lines[0]}"
+        if mending.passed:
+            added = f", and {counted(mending.added, 'bias')} added" if mending.added else ""
+            return [
+                *lines,
+                f"the candidate is that cut with {mending.repaired} of {mending.repairable} weights and biases of other "
+                f"values{added}; nothing else differs",
+                "values that repair computes cannot be proven: judge them on data (--data), or apply the plan to the "
+                "data it was made with, which gives the same bytes",
+            ]
+        return [
+            *lines,
+            "the candidate is NOT that cut with other weights:",
+            *(f"  {why}" for why in mending.broken),
+        ]
 
-def validate(original: Source, candidate: Source, plan: Plan | None = None) -> Validation:
-    """Judge a candidate from outside: is it sound, is it what the plan says, how far and how fast is it."""
+
+def _agreements(agreements: Sequence[Agreement]) -> Table:
+    table = Table()
+    for name in ("output", "same class", "KL", "cosine", "SNR"):
+        table.add_column(name)
+    for a in agreements:
+        table.add_row(
+            a.output,
+            _cell(a.top1, "{:.2%}"),
+            _cell(a.kl, "{:.3g} nats"),
+            _cell(a.cosine, "{:.4f}"),
+            _cell(a.snr, "{:.1f} dB") + (f" ({a.unlike} batches of other shapes)" if a.unlike else ""),
+        )
+    return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def validate(
+    original: Source,
+    candidate: Source,
+    plan: Plan | None = None,
+    *,
+    data: Spec | None = None,
+    samples: int | None = None,
+    preprocess: Preprocess | str | None = None,
+    metric: str | None = None,
+) -> Validation:
+    """Judge a candidate from outside: is it sound, is it what the plan says, how far and how fast is it.
+
+    Of a candidate whose plan repairs it is checked that it is the plan's cut but for the values of weights and
+    biases, and the cut is proven. On `data`, `samples` of it, outputs are compared, and with labels, or where one
+    is named, a metric of both models.
+    """
+    if metric is not None and data is None:
+        raise UserError("--metric needs data to measure on; give --data")
     before, after = pipeline.open_model(original), pipeline.open_model(candidate)
     graph = DependencyGraph(before)
+    opened = None
+    if data is not None:
+        opened = open_data(data, before, graph.shapes, samples=samples, preprocess=_parsed(preprocess))
+        if metric is not None and metrics.metric(metric)().needs_labels and not opened.labelled:
+            raise UserError(
+                f"--metric {metric} needs labels and {opened.source} has none; use {', '.join(metrics.AGREEMENTS)}"
+            )
     feeds = _feeds(before, graph)
     problems = structure.check(before, after, feeds)
-    proof = None
+    proof, mending = None, None
     if plan is not None:
         if plan.model != before.digest():
             raise UserError(
                 f"{before.name}: the plan was made for another model; give the original it was made on"
             )
         try:
-            removed = surgery.removed_blocks(Blocks(graph), plan) if plan.removals else []
-            proof = equivalence.check(graph, surgery.keep_masks(graph, plan), after.proto, removed)
+            proof, mending = _proven(graph, plan, after)
         except RunError as error:
             problems.append(f"equivalence: {error}")
     if problems:
-        return Validation(tuple(dict.fromkeys(problems)), proof, (), None)
+        return Validation(tuple(dict.fromkeys(problems)), proof, (), None, mending)
     sessions = (
         Session(before.proto, optimise="all", threads=1),
         Session(after.proto, optimise="all", threads=1),
     )
-    return Validation((), proof, tuple(compare_outputs(*sessions, feeds)), time_both(*sessions, feeds[0]))
+    drift = tuple(compare_outputs(*sessions, feeds))
+    agreement: tuple[Agreement, ...] = ()
+    quality = None
+    if opened is not None:
+        agreement = tuple(metrics.compare(before, after, opened))
+        if metric is not None or opened.labelled:
+            judge = pipeline.Judge(before, opened, metric)
+            quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
+    described = None if opened is None else pipeline.described(opened)
+    latency = time_both(*sessions, feeds[0])
+    return Validation((), proof, drift, latency, mending, described, agreement, quality)
+
+
+def _proven(graph: DependencyGraph, plan: Plan, candidate: Model) -> tuple[Equivalence, Mending | None]:
+    """The proof of a candidate; of one that differs from its plan's cut because the plan repairs, of the cut.
+
+    Raises `RunError` if onnxruntime cannot run it.
+    """
+    blocks = Blocks(graph)
+    removed = surgery.removed_blocks(blocks, plan) if plan.removals else []
+    keep = surgery.keep_masks(graph, plan)
+    if plan.options.get("repair", "none") == "none":
+        return equivalence.check(graph, keep, candidate.proto, removed), None
+    cut = surgery.apply(graph, plan, blocks)
+    mending = mended.check(graph, cut, candidate)
+    return equivalence.check(graph, keep, cut, removed), mending
 
 
 def _feeds(model: Model, graph: DependencyGraph) -> list[Feeds]:

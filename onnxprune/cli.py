@@ -16,17 +16,19 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from onnxprune import __version__, api, criteria, pipeline, runtime
+from onnxprune import __version__, api, criteria, pipeline, runtime, survey
 from onnxprune.allocation import STRATEGIES
 from onnxprune.blocks import Blocks
+from onnxprune.data import Preprocess
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
 from onnxprune.inspection import Inspection, why
 from onnxprune.model import atomic, same_file
-from onnxprune.passes import Options
+from onnxprune.passes import REPAIRS, Options
 from onnxprune.passes.layers import CRITERIA as LAYER_CRITERIA
-from onnxprune.pipeline import Result
+from onnxprune.pipeline import Inputs, Result
 from onnxprune.plan import Plan
 from onnxprune.report import PlainConsole
 
@@ -49,9 +51,9 @@ class _Commands(click.Group):
             message, code = f"{error.format_message().rstrip('.')}; see '{where} --help'", 2
         except MemoryError:
             message, code = "out of memory; nothing was written", 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             runtime.clean_up()
-            message, code = "interrupted; nothing was written", 130
+            message, code = str(interrupt) or "interrupted; nothing was written", 130
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
@@ -111,24 +113,45 @@ def _choices(command: F) -> F:
         click.option("--layer-criterion", type=click.Choice(LAYER_CRITERIA), default="influence", show_default=True, help="Which residual blocks go first."),
         click.option("--macs", type=float, metavar="S", help="Keep this share of the MACs instead."),
         click.option("--params", type=float, metavar="S", help="Keep this share of the parameters instead."),
-        click.option("--criterion", type=click.Choice(criteria.NAMES), default="l2", show_default=True, help="How units are ranked."),
-        click.option("--allocation", "strategy", type=click.Choice(STRATEGIES), default="uniform", show_default=True, help="The same share everywhere, or the least important units anywhere."),
+        click.option("--bytes", type=float, metavar="S", help="Keep this share of the weight bytes instead."),
+        click.option("--data", metavar="DATA", help="Unlabelled inputs to score and repair with: images, .npy, .npz, ONNX test data, a data set, module:function."),
+        click.option("--samples", type=click.IntRange(2), default=pipeline.SAMPLES, show_default=True, metavar="N", help="How many of them."),
+        click.option("--preprocess", metavar="SPEC", help="Of images: imagenet, 0-1, -1-1; then ,size= ,mean= ,std= ,layout= ,bgr."),
+        click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked."),
+        click.option("--allocation", "strategy", type=click.Choice(("auto", *STRATEGIES)), default="auto", show_default=True, help="How much goes where."),
+        click.option("--steps", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Prune in N steps, repaired and scored anew after each."),
         click.option("--align", type=int, default=16, show_default=True, metavar="N", help="Round channel counts to multiples of N (1: off)."),
         click.option("--min-channels", "minimum", type=int, default=1, show_default=True, metavar="N", help="Leave at least N units in every group."),
         click.option("--include", multiple=True, metavar="PATTERN", help="Only groups that touch a node or weight of this name (repeatable)."),
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Never groups that touch a node or weight of this name (repeatable)."),
         click.option("--allow-lossy", is_flag=True, help="Also cut axes that a statistic (LayerNorm, mean) is taken over."),
-        click.option("--repair", type=click.Choice(["none"]), default="none", show_default=True, help="Weight repair after the cut."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of --criterion random."),
+        click.option("--repair", type=click.Choice(REPAIRS), default="auto", show_default=True, help="How what stays makes up for what went."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the samples drawn, of made-up inputs, of --criterion random."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _options(given: dict[str, Any]) -> Options:
-    given.pop("repair")
-    return Options(**given)
+def _options(given: dict[str, Any]) -> tuple[Options, Inputs]:
+    inputs = Inputs(
+        _located(given.pop("data")),
+        given.pop("samples"),
+        _preprocess(given.pop("preprocess")),
+        _located(given.pop("judge", None)),
+        given.pop("metric", None),
+    )
+    return Options(**given), inputs
+
+
+def _preprocess(text: str | None) -> Preprocess | None:
+    return None if text is None else Preprocess.parse(text)
+
+
+def _located(data: str | None) -> str | None:
+    if data is not None and not data.strip():
+        raise UserError("--data: give a path, or module:function")
+    return data
 
 
 @main.command()
@@ -138,6 +161,23 @@ def _options(given: dict[str, Any]) -> Options:
 @click.option("--plan-out", type=FILE, help="Also write the plan.")
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="D",
+    help="Cut as much as costs no more than D of the metric, instead of a share.",
+)
+@click.option(
+    "--eval",
+    "judge",
+    metavar="DATA",
+    help="Data to measure the metric on, before and after (default: --data).",
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="top1, top5, f1, mse, agreement, kl, cosine, snr or module:function (default: what fits the data).",
+)
 def shrink(
     model: Path,
     output: Path | None,
@@ -147,14 +187,18 @@ def shrink(
     **given: Any,
 ) -> None:
     """Remove channels, attention heads, neurons or layers from MODEL and prove the result."""
-    options = _options(given)
+    options, inputs = _options(given)
     if dry_run:
-        click.echo(pipeline.make_plan(model, options).to_json(), nl=False)
+        if options.max_drop is not None:
+            raise UserError("--max-drop makes and measures models, which --dry-run does not; leave one out")
+        with _Progress() as progress:
+            found = pipeline.make_plan(model, options, inputs, progress)
+        click.echo(found.to_json(), nl=False)
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
     _protect((model,), (target, plan_out, json_out), binary=True)
     with _Progress() as progress:
-        result = pipeline.prune(model, options, progress)
+        result = pipeline.prune(model, options, progress, inputs)
     _write(result, target, plan_out, json_out)
 
 
@@ -165,23 +209,48 @@ def shrink(
 def plan(model: Path, output: Path, **given: Any) -> None:
     """Decide what to remove from MODEL and write it down."""
     _protect((model,), (output,))
-    options = _options(given)
+    options, inputs = _options(given)
     opened = pipeline.open_model(model)
     _protect(tuple(opened.files), (output,))
-    _write_text(output, pipeline.make_plan(opened, options).to_json())
+    with _Progress() as progress:
+        found = pipeline.make_plan(opened, options, inputs, progress)
+    _write_text(output, found.to_json())
 
 
 @main.command()
 @click.argument("model", type=FILE)
 @click.argument("plan", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the pruned model.")
+@click.option("--data", metavar="DATA", help="The data that the plan was made with, where it repairs.")
+@click.option("--preprocess", metavar="SPEC", help="The preprocessing that it was made with.")
+@click.option(
+    "--repair",
+    type=click.Choice(("plan", "none")),
+    default="plan",
+    show_default=True,
+    help="Repair as the plan says, or make the cut alone.",
+)
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
-def apply(model: Path, plan: Path, output: Path, json_out: Path | None) -> None:
+def apply(
+    model: Path,
+    plan: Path,
+    output: Path,
+    data: str | None,
+    preprocess: str | None,
+    repair: str,
+    json_out: Path | None,
+) -> None:
     """Replay PLAN on the MODEL it was made for."""
     _protect((model, plan), (output, json_out), binary=True)
     edits = Plan.load(plan)
     with _Progress() as progress:
-        result = pipeline.apply_plan(model, edits, progress)
+        result = pipeline.apply_plan(
+            model,
+            edits,
+            progress,
+            Inputs(_located(data), preprocess=_preprocess(preprocess)),
+            cut_only=repair == "none",
+        )
     _write(result, output, None, json_out)
 
 
@@ -216,22 +285,127 @@ def fold(model: Path, output: Path) -> None:
 @click.argument("original", type=FILE)
 @click.argument("candidate", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="The plan that made CANDIDATE, to check equivalence.")
+@click.option("--data", metavar="DATA", help="Inputs, with labels or without, to compare both models on.")
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=None,
+    show_default="all",
+    metavar="N",
+    help="How many of them.",
+)
+@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
+@click.option(
+    "--metric", metavar="NAME", help="As for shrink (default: what fits the labels, where there are any)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate(
-    ctx: click.Context, original: Path, candidate: Path, plan_file: Path | None, as_json: bool
+    ctx: click.Context,
+    original: Path,
+    candidate: Path,
+    plan_file: Path | None,
+    data: str | None,
+    samples: int | None,
+    preprocess: str | None,
+    metric: str | None,
+    as_json: bool,
 ) -> None:
-    """Judge CANDIDATE against ORIGINAL: structure, equivalence, output drift, latency.
+    """Judge CANDIDATE against ORIGINAL: structure, equivalence, outputs on data, latency.
 
+    Of a repaired CANDIDATE its plan's cut is proven, and that nothing but weights and biases differs from it.
     Exits 1 if CANDIDATE is broken or not what the plan says.
     """
-    result = api.validate(original, candidate, Plan.load(plan_file) if plan_file else None)
+    result = api.validate(
+        original,
+        candidate,
+        Plan.load(plan_file) if plan_file else None,
+        data=_located(data),
+        samples=samples,
+        preprocess=_preprocess(preprocess),
+        metric=metric,
+    )
     if as_json:
         click.echo(_json(result.as_dict()))
     else:
         result.print(_console())
     if not result.passed:
         ctx.exit(1)
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.option("--data", metavar="DATA", required=True, help="Inputs, with labels or without, as for shrink.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write JSON ('-': to stdout).")
+@click.option(
+    "--ratios",
+    default=",".join(map(str, survey.RATIOS)),
+    show_default=True,
+    metavar="R,...",
+    help="Shares of each group that go.",
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="As for shrink (default: what fits the labels; without labels, the error of the outputs).",
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(("auto", *criteria.NAMES)),
+    default="auto",
+    show_default=True,
+    help="Which units go first.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=survey.SAMPLES,
+    show_default=True,
+    metavar="N",
+    help="How many inputs.",
+)
+@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the samples drawn, of --criterion random.",
+)
+def sensitivity(model: Path, data: str, output: Path, preprocess: str | None, **given: Any) -> None:
+    """Measure what MODEL loses when one group or residual block alone is cut.
+
+    The file is written while the survey goes on: after an interruption the same command continues it.
+    """
+    ratios = _ratios(given.pop("ratios"))
+    _protect((model,), (output,))
+    opened = pipeline.open_model(model)
+    _protect(tuple(opened.files), (output,))
+    path = None if output == STDOUT else output
+    asked = survey.Asked(ratios=ratios, **given)
+    try:
+        with _Progress() as progress:
+            found = survey.survey(
+                opened, _located(data) or "", asked, _preprocess(preprocess), path, progress
+            )
+    except KeyboardInterrupt:
+        if path is not None and path.exists():
+            text = f"interrupted; {path} holds what was measured, and the same command goes on from there"
+            raise KeyboardInterrupt(text) from None
+        raise
+    if path is None:
+        click.echo(found.to_json(), nl=False)
+        return
+    found.print(_console())
+    _console().print(f"wrote {path} ({len(found.entries)} cuts measured)", soft_wrap=True)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--ratios {text}: expected shares with commas, as 0.1,0.25,0.5") from None
 
 
 # --------------------------------------------------------------------------------------------- output
@@ -310,17 +484,32 @@ def _console() -> Console:
 
 
 class _Progress:
-    """Names the stage at work on a terminal; silent in a pipe."""
+    """Names the stage at work on a terminal, with a bar and a share where its length is known; silent in a pipe."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._status = self._console.status("") if self._console.is_terminal else None
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]:>4}"),
+            TimeElapsedColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> pipeline.Progress:
-        if self._status is not None:
-            self._status.start()
-        return lambda stage: self._status.update(f"{stage} ...") if self._status is not None else None
+        if self._bar is None:
+            return lambda _stage, _share: None
+        self._bar.start()
+        self._task = self._bar.add_task("", total=None, done="")
+        return self._show
+
+    def _show(self, stage: str, share: float | None) -> None:
+        assert self._bar is not None
+        done = None if share is None or share >= 1 else share  # after the last part something else goes on
+        total, text = (None, "") if done is None else (1.0, f"{done:.0%}")
+        self._bar.update(self._task, description=stage, total=total, completed=done or 0.0, done=text)
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._bar is not None:
+            self._bar.stop()

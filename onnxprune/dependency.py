@@ -109,6 +109,7 @@ class Group:
     lossy: tuple[Reason, ...] = ()
     siblings: list[Group] = field(default_factory=list)
     inner: bool = False  # a minor factor of some product (positions inside heads, inside conv groups)
+    start: int = 0  # of its first unit on that axis
     stride: int = 1  # channels per unit on the axis of a producing weight
     grouped: bool = False  # takes part in a grouped or depthwise convolution
 
@@ -550,6 +551,7 @@ class DependencyGraph:
         axis = typed[first.axis]
         units = axes.unit_maps(axis, group.var)[0][1]
         start = int(np.argmax(units == 0))
+        group.start = start
         group.stride = max(int((units == 0).sum()), 1)
         group.name = f"{first.tensor}:{first.axis}"
         if axes.resolve(axis) is not group.var:

@@ -160,3 +160,19 @@ def inner_values(model: Model, shapes: Shapes, wanted: Sequence[str]) -> Callabl
         return {name: values[name] for name in wanted}
 
     return run
+
+
+def ancestors(proto: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
+    """What it takes to compute some tensors, as a model that gives them; tensors that are inputs are left out."""
+    runner = Runner(proto)
+    indices, outside = runner._closure(Part(tuple(wanted), frozenset()))
+    part = onnx.ModelProto()
+    copy_without_weights(proto, part)
+    graph = part.graph
+    for field in (graph.node, graph.output, graph.value_info, graph.quantization_annotation):
+        del field[:]
+    graph.node.extend(proto.graph.node[i] for i in indices)
+    graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in outside)
+    given = {value.name for value in proto.graph.input}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
+    return part

@@ -8,31 +8,43 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from onnxprune import __version__, flow, passes, surgery
+from onnxprune import __version__, flow, metrics, passes, surgery
 from onnxprune.axes import Keep
 from onnxprune.blocks import Block, Blocks
-from onnxprune.cost import CostModel
+from onnxprune.calibration import Calibration
+from onnxprune.cost import Cost, CostModel
+from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError
-from onnxprune.model import FLOATS, Layout, Model, load, materialised, places, save
-from onnxprune.passes import Options, units
+from onnxprune.model import FLOATS, Layout, Model, expected_bytes, load, materialised, places, save
+from onnxprune.passes import Options, iterative, units
 from onnxprune.passes import fold as folding
 from onnxprune.plan import Plan, SetWeight
-from onnxprune.report import Change, Report
+from onnxprune.repair import Repairs, repair
+from onnxprune.report import Change, Mended, Quality, Report
 from onnxprune.runtime import OutOfMemory, RunError, crash
 from onnxprune.validation import equivalence
 
 Source = str | os.PathLike[str] | onnx.ModelProto
-Progress = Callable[[str], None]
+Progress = Callable[[str, float | None], None]
+"""Called with the stage at work, and the share of it that is done, where that is known."""
+
+SAMPLES = 256  # to calibrate on
+MADE_UP = 256  # where there is no data
+TRIALS = 7  # of the bisection for the largest cut that a metric allows
+
+
+def _quiet(_stage: str, _share: float | None) -> None:
+    """No progress to show."""
 
 
 @dataclass(frozen=True)
@@ -76,40 +88,203 @@ def open_model(source: Source) -> Model:
     return Model(source)
 
 
-def make_plan(source: Source | Model, options: Options) -> Plan:
+@dataclass(frozen=True)
+class Inputs:
+    """Data to calibrate on and to judge by.
+
+    data        what `onnxprune.data.open_data` reads; None: inputs are made up
+    samples     that calibration takes
+    preprocess  of images; None: a guess, which a note states
+    judge       data for the metric; None: `data`
+    metric      of `onnxprune.metrics`; None: the one that fits the data
+    """
+
+    data: Spec | None = None
+    samples: int = SAMPLES
+    preprocess: Preprocess | None = None
+    judge: Spec | None = None
+    metric: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise UserError(f"{self.samples} samples are too few to measure anything; take 2 or more")
+
+
+NO_DATA = Inputs()
+
+
+class _Session:
+    """One model on its way through the pipeline: what is found about it is found once."""
+
+    def __init__(self, model: Model, options: Options, inputs: Inputs, clock: _Clock) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.clock = clock
+        self.notes: list[str] = []
+        with clock("analyse"):
+            self.blocks = Blocks(DependencyGraph(model))
+        self.graph = self.blocks.graph
+        self.data = self._data(options)
+        measured = self.data is not None and self.data.measured
+        self.options = options.resolved(measured, self.data is not None)
+        self.calibration = None
+        if self.data is not None:
+            self.notes += self.data.notes
+            self.calibration = Calibration(self.graph, self.data, clock.share)
+
+    def _data(self, options: Options) -> Data | None:
+        if self.inputs.data is not None:
+            with self.clock("read data"):
+                return open_data(
+                    self.inputs.data, self.model, self.graph.shapes, samples=self.inputs.samples,
+                    seed=options.seed, preprocess=self.inputs.preprocess,
+                )  # fmt: skip
+        if not options.wants_data or not self.graph.groups:
+            return None
+        try:
+            with self.clock("make inputs up"):
+                return synthetic(
+                    self.model,
+                    self.graph.shapes,
+                    samples=min(self.inputs.samples, MADE_UP),
+                    seed=options.seed,
+                )
+        except UserError as error:
+            if options.needs_data:
+                raise
+            self.notes.append(
+                f"no data was given, so nothing was repaired or measured on data: inputs cannot be made up ({error})"
+            )
+            return None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the result is to be measured."""
+        given = self.inputs
+        return given.judge is not None or given.metric is not None or self.options.max_drop is not None
+
+    @functools.cached_property
+    def judge(self) -> Judge:
+        """Raises `UserError` where there is no data to judge by."""
+        spec = self.inputs.judge if self.inputs.judge is not None else self.inputs.data
+        if spec is None:
+            raise UserError(f"{self.model.name}: a metric needs data; give --eval or --data")
+        data = open_data(
+            spec, self.model, self.graph.shapes, samples=None, seed=self.options.seed,
+            preprocess=self.inputs.preprocess,
+        )  # fmt: skip
+        return Judge(self.model, data, self.inputs.metric)
+
+    @functools.cached_property
+    def planner(self) -> passes.Planner:
+        with self.clock("plan"):
+            return passes.Planner(self.blocks, self.options, self.model.digest(), self.calibration)
+
+    def plan(self, target: tuple[str, float] | None = None) -> Plan:
+        planner = self.planner
+        with self.clock("plan"):
+            if self.options.steps > 1 and self.calibration is not None:
+                plan = iterative.plan(self.blocks, planner, self.calibration, target)
+            else:
+                plan = planner.plan(target)
+            if self.data is not None:
+                plan = replace(plan, options={**plan.options, "data": dict(self.data.provenance)})
+            return plan
+
+    def cut(self, plan: Plan) -> onnx.ModelProto:
+        with self.clock("cut"):
+            return surgery.apply(self.graph, plan, self.blocks)
+
+    def repaired(self, plan: Plan, pruned: onnx.ModelProto) -> Repairs | None:
+        """The pruned model repaired, where that was asked for and can be."""
+        if self.options.repair == "none" or self.calibration is None or self.data is None:
+            return None
+        with self.clock("repair"):
+            keep = surgery.keep_masks(self.graph, plan)
+            removed = surgery.removed_blocks(self.blocks, plan)
+            return repair(
+                self.options.repair, self.blocks, keep, removed, pruned, self.calibration.evidence,
+                self.data, self.options.seed, lambda share: self.clock.share("repair", share),
+            )  # fmt: skip
+
+
+class Judge:
+    """A metric on data, and what the original scores."""
+
+    def __init__(self, model: Model, data: Data, metric: str | None) -> None:
+        self.model = model
+        self.data = data
+        self.metric = metric or metrics.default_metric(data, next(iter(metrics.outputs_of(model, data))))
+        self.higher = metrics.metric(self.metric)().higher_is_better
+        self.before = self(model.proto)
+
+    def __call__(self, proto: onnx.ModelProto) -> float:
+        return metrics.evaluate(proto, self.data, self.metric, original=self.model)
+
+    def drop(self, proto: onnx.ModelProto) -> float:
+        """How much worse a model is than the original, in the metric's unit."""
+        after = self(proto)
+        return self.before - after if self.higher else after - self.before
+
+
+def make_plan(
+    source: Source | Model, options: Options, inputs: Inputs = NO_DATA, progress: Progress | None = None
+) -> Plan:
     """Decide what to remove, without removing it. Raises `NothingToPrune` if that is nothing."""
     model = source if isinstance(source, Model) else open_model(source)
-    return _plan(Blocks(DependencyGraph(model)), options)
-
-
-def _plan(blocks: Blocks, options: Options) -> Plan:
-    plan = passes.plan(blocks, options, blocks.graph.model.digest())
+    if options.max_drop is not None:
+        raise UserError(
+            f"{model.name}: a largest drop is found by making models, not by a plan alone; use shrink"
+        )
+    session = _Session(model, options, inputs, _Clock(progress or _quiet))
+    plan = session.plan()
     if plan.removes_nothing:
-        raise NothingToPrune(_nothing(blocks, options))
+        raise NothingToPrune(_nothing(session.blocks, session.options))
     return plan
 
 
-def prune(source: Source, options: Options, progress: Progress = lambda _: None) -> Result:
-    """Plan, cut and prove.
+def prune(
+    source: Source, options: Options, progress: Progress | None = None, inputs: Inputs = NO_DATA
+) -> Result:
+    """Plan, cut, prove and repair.
 
     Raises `NothingToPrune` if nothing would be removed, `UserError` for bad input, and `InternalError`
     if the result is not the graph it claims to be (it is not returned then).
     """
-    clock = _Clock(progress)
+    clock = _Clock(progress or _quiet)
     with clock("load"):
         model = open_model(source)
-    with clock("analyse"):
-        blocks = Blocks(DependencyGraph(model))
-    with clock("plan"):
-        plan = _plan(blocks, options)
-    gone = blocks.gone(surgery.removed_blocks(blocks, plan))
-    skipped = units.skipped_reasons(units.choose(blocks, options, gone))
-    return _finish(blocks, plan, skipped, clock)
+    if (options.max_drop is not None or inputs.metric is not None) and inputs.judge is inputs.data is None:
+        asked = "--max-drop" if options.max_drop is not None else "--metric"
+        raise UserError(f"{model.name}: {asked} needs data to measure on; give --eval or --data")
+    session = _Session(model, options, inputs, clock)
+    if session.judged:
+        with clock("evaluate"):
+            session.judge  # noqa: B018  before any work is done, whatever is wrong with its data
+    if options.max_drop is not None:
+        plan = _smallest(session, options.max_drop)
+    else:
+        plan = session.plan()
+    if plan.removes_nothing:
+        raise NothingToPrune(_nothing(session.blocks, session.options))
+    gone = session.blocks.gone(surgery.removed_blocks(session.blocks, plan))
+    skipped = units.skipped_reasons(units.choose(session.blocks, session.options, gone))
+    return _finish(session, plan, skipped)
 
 
-def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) -> Result:
-    """Replay a plan on the model it was made for: the same bytes as when it was made."""
-    clock = _Clock(progress)
+def apply_plan(
+    source: Source,
+    plan: Plan,
+    progress: Progress | None = None,
+    inputs: Inputs = NO_DATA,
+    cut_only: bool = False,
+) -> Result:
+    """Replay a plan on the model it was made for: the same bytes as when it was made.
+
+    A plan that repairs on data needs the same data again. Raises `UserError` where it is another. cut_only makes
+    the plan's cut and no repair.
+    """
+    clock = _Clock(progress or _quiet)
     with clock("load"):
         model = open_model(source)
         digest = model.digest()
@@ -118,11 +293,57 @@ def apply_plan(source: Source, plan: Plan, progress: Progress = lambda _: None) 
                 f"{model.name}: the plan was made for another model (SHA-256 {plan.model[:12]}..., this one is "
                 f"{digest[:12]}...); make the plan again for this model"
             )
-    with clock("analyse"):
-        blocks = Blocks(DependencyGraph(model))
     if plan.removes_nothing:
         raise NothingToPrune(f"{model.name}: the plan removes nothing; no file was written")
-    return _finish(blocks, plan, {}, clock)
+    if cut_only:
+        plan = replace(plan, options={**plan.options, "repair": "none"})
+    options = Options.replayed(plan.options)
+    made_on = plan.options.get("data") if options.repair != "none" else None
+    if isinstance(made_on, Mapping):
+        if made_on.get("kind") != "synthetic" and inputs.data is None:
+            raise UserError(
+                f"{model.name}: the plan repairs on data; give the same with --data ({made_on.get('samples')} samples "
+                "of it are read), or make the cut alone with --repair none"
+            )
+        if type(made_on.get("samples")) is int:
+            inputs = replace(inputs, samples=made_on["samples"])
+    session = _Session(model, options, inputs, clock)
+    if isinstance(made_on, Mapping) and (
+        session.data is None or session.data.provenance.get("sha256") != made_on.get("sha256")
+    ):
+        raise UserError(
+            f"{model.name}: the plan was made with other data (or another --preprocess); give the same, or make the "
+            "cut alone with --repair none"
+        )
+    return _finish(session, plan, {})
+
+
+def _smallest(session: _Session, most: float) -> Plan:
+    """The plan of the least MACs whose repaired model loses no more than `most` of the metric; by bisection."""
+    judge = session.judge
+    low, high = 0.0, 1.0
+    best: Plan | None = None
+    for trial in range(TRIALS):
+        share = (low + high) / 2
+        session.clock.share("search", trial / TRIALS)
+        try:
+            plan = session.plan(("macs", share))
+        except UserError:
+            low = share
+            continue
+        pruned = session.cut(plan)
+        repairs = session.repaired(plan, pruned)
+        lost = 0.0 if plan.removes_nothing else judge.drop(pruned if repairs is None else repairs.proto)
+        if lost <= most:
+            high, best = share, plan
+        else:
+            low = share
+    if best is None or best.removes_nothing:
+        raise NothingToPrune(
+            f"{session.model.name}: nothing can go without losing more than {most:g} of {judge.metric} "
+            f"(it is {judge.before:.4g}); no file was written"
+        )
+    return replace(best, options={**best.options, "max_drop": most})
 
 
 @dataclass(frozen=True)
@@ -158,30 +379,57 @@ def fold(model: Model) -> Folded:
     return Folded(proto, external, model.files, nodes)
 
 
-def _finish(blocks: Blocks, plan: Plan, skipped: dict[str, int], clock: _Clock) -> Result:
-    graph = blocks.graph
-    model = graph.model
-    with clock("cut"):
-        keep = surgery.keep_masks(graph, plan)
-        removed = surgery.removed_blocks(blocks, plan)
-        pruned = surgery.apply(graph, plan, blocks)
+def _finish(session: _Session, plan: Plan, skipped: dict[str, int]) -> Result:
+    blocks, graph, model, clock = session.blocks, session.graph, session.model, session.clock
+    keep = surgery.keep_masks(graph, plan)
+    removed = surgery.removed_blocks(blocks, plan)
+    pruned = session.cut(plan)
     with clock("prove"):
         proof = _prove(graph, plan, keep, removed, pruned)
+    repairs = session.repaired(plan, pruned)
+    made = pruned if repairs is None else repairs.proto
+    quality = None
+    if session.judged:
+        with clock("evaluate"):
+            judge = session.judge
+            quality = Quality(
+                judge.metric, judge.data.source, judge.before, judge(made), described(judge.data)
+            )
+    cost = CostModel(graph, blocks.gone(removed))({var: int(mask.sum()) for var, mask in keep.items()})
     report = Report(
         model.name,
         CostModel(graph)(),
-        CostModel(graph, blocks.gone(removed))({var: int(mask.sum()) for var, mask in keep.items()}),
+        _with_added(cost, pruned, made),
         _changes(blocks, plan),
         len(graph.groups),
         len(keep),
         proof,
         skipped,
         pinned_reasons(graph),
-        _notes(blocks, plan),
+        (*session.notes, *_notes(blocks, plan)),
         clock.seconds,
         provenance(model, plan),
+        None if repairs is None else Mended(repairs.chosen, repairs.errors, repairs.layers),
+        quality,
+        None if session.data is None else described(session.data),
     )
-    return Result(pruned, model.external, model.files, plan, report)
+    return Result(made, model.external, model.files, plan, report)
+
+
+def _with_added(cost: Cost, pruned: onnx.ModelProto, made: onnx.ModelProto) -> Cost:
+    """The cost of a pruned model with the biases that repair has added."""
+    known = {tensor.name for tensor in pruned.graph.initializer}
+    added = [tensor for tensor in made.graph.initializer if tensor.name not in known]
+    return replace(
+        cost,
+        params=cost.params + sum(math.prod(tensor.dims) for tensor in added),
+        bytes=cost.bytes + sum(expected_bytes(tensor) for tensor in added),
+    )
+
+
+def described(data: Data) -> dict[str, object]:
+    """Data as a report remembers it."""
+    return {"source": data.source, "measured": data.measured, **data.provenance}
 
 
 def _changes(blocks: Blocks, plan: Plan) -> dict[str, Change]:
@@ -335,7 +583,11 @@ class _Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        self._progress(stage)
+        self._progress(stage, None)
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def share(self, stage: str, done: float) -> None:
+        """How much of a stage is done."""
+        self._progress(stage, done)

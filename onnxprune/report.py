@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxprune.cost import Cost
 from onnxprune.errors import printable
+from onnxprune.repair import Repaired
 from onnxprune.validation.equivalence import Equivalence
 
 COLUMNS = ("channels", "params", "macs", "bytes")
@@ -41,14 +42,68 @@ class Change:
         return Change(self.groups + other.groups, self.before + other.before, self.after + other.after)
 
 
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """What repair came to.
+
+    chosen  the stage that was kept
+    errors  noise over signal of the outputs on calibration data, by stage that was tried
+    layers  of the stage that was kept: the share of each layer's output that is wrong, before and after
+    """
+
+    chosen: str
+    errors: Mapping[str, float]
+    layers: tuple[Repaired, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "chosen": self.chosen,
+            "errors": {name: float(f"{error:.6g}") for name, error in self.errors.items()},
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def on(self, where: str) -> str:
+        """In a sentence; `where` says what the errors were measured on."""
+        error = self.errors[self.chosen]
+        if self.chosen == "none":
+            tried = ", ".join(name for name in self.errors if name != "none")
+            return (
+                f"repair: none kept, since {tried} brought the outputs no closer to the original's "
+                f"(error {error:.2g} of their energy, on {where})"
+            )
+        changed = len({layer.node for layer in self.layers if not layer.method.startswith("none")})
+        return (
+            f"repair: {self.chosen}, {counted(changed, 'layer')} changed; error of the outputs {self.errors['none']:.2g} -> {error:.2g} "
+            f"of their energy, on {where}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A metric on data, of the original and of the result; `provenance` says what that data was."""
+
+    metric: str
+    data: str
+    before: float
+    after: float
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.metric} on {self.data}: {self.before:.4g} -> {self.after:.4g}"
+
+
 @dataclass(frozen=True)
 class Report:
     """Before and after, the proof, and where it came from.
 
-    before, after   predicted from the cost polynomials, exact for what is counted
+    before, after   predicted from the cost polynomials, exact for what is counted; with the biases that repair added
     changes         what goes, by role (heads, neurons, ...; `layers` counts residual blocks)
     skipped         groups left alone, by reason
     pinned          weight axes that cannot be cut, by reason
+    repair          what repair came to, where it was asked for and could be done
+    quality         a metric before and after, where one was asked for
+    data            what was scored and repaired with: kind, samples, SHA-256, preprocessing, and whether it was
+                    `measured` or made up
     """
 
     model: str
@@ -63,6 +118,9 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    repair: Mended | None = None
+    quality: Quality | None = None
+    data: Mapping[str, Any] | None = None
 
     @property
     def kept(self) -> dict[str, float]:
@@ -84,6 +142,9 @@ class Report:
             "skipped": dict(self.skipped),
             "pinned": dict(self.pinned),
             "equivalence": self.equivalence.as_dict() if self.equivalence else None,
+            "repair": self.repair.as_dict() if self.repair else None,
+            "quality": asdict(self.quality) if self.quality else None,
+            "data": None if self.data is None else dict(self.data),
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "provenance": dict(self.provenance),
@@ -105,6 +166,12 @@ class Report:
         if self.equivalence is not None:
             for line in verdict(self.equivalence).splitlines():
                 console.print(line)
+        if self.repair is not None:
+            measured = self.data is not None and self.data["measured"]
+            where = str(self.data["source"]) if measured and self.data is not None else "made-up inputs"
+            console.print(self.repair.on(where), soft_wrap=True)
+        if self.quality is not None:
+            console.print(str(self.quality), soft_wrap=True)
         for note in self.notes:
             console.print(f"note: {note}")
 
@@ -123,8 +190,12 @@ def verdict(equivalence: Equivalence) -> str:
 def _changed(role: str, change: Change) -> str:
     if role == "layers":
         return f"layers: {change.before - change.after} of {change.before} residual blocks removed"
-    where = "group" if change.groups == 1 else "groups"
-    return f"{role}: {change.before:,} -> {change.after:,} in {change.groups} {where}"
+    return f"{role}: {change.before:,} -> {change.after:,} in {counted(change.groups, 'group')}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and a noun that agree."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def _counted(reasons: Mapping[str, int], title: str) -> str:

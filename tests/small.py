@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
@@ -73,3 +74,13 @@ def check_refused(result: Result, *words: object, code: int = 2) -> None:
     assert "Traceback" not in result.stderr
     for word in words:
         assert str(word) in result.stderr
+
+
+def even_classes(model: onnx.ModelProto, feeds: np.ndarray) -> onnx.ModelProto:
+    """The model with its last bias such that no class leads on these images on the whole."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    scores = session.run(None, {"image": feeds})[0]
+    bias = next(t for t in model.graph.initializer if t.name == model.graph.node[-1].input[2])
+    level = numpy_helper.to_array(bias) - scores.mean(axis=0)
+    bias.CopyFrom(numpy_helper.from_array(level.astype(np.float32), bias.name))
+    return model

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -14,15 +16,22 @@ from models.architectures import resnet18
 from onnxprune import Keep, NothingToPrune, OnnxPruneError, Options, Plan, UserError
 from tests.small import net, run, write
 
+PLAIN: dict[str, Any] = {
+    "criterion": "l2",
+    "allocation": "uniform",
+    "repair": "none",
+}  # looks at weights alone
+
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     return resnet18(width=0.125, image=32, classes=10)
 
 
-def test_shrink_from_memory_and_from_a_path_agree(model: onnx.ModelProto, tmp_path: Path) -> None:
-    path = write(model, tmp_path / "model.onnx")
-    memory = onnxprune.shrink(model, channels=0.3, align=1)
+def test_shrink_from_memory_and_from_a_path_agree(tmp_path: Path) -> None:
+    path = write(net(), tmp_path / "model.onnx")
+    memory = onnxprune.shrink(net(), channels=0.3, align=1)
+    assert memory.report.repair is not None
     for source in (path, str(path)):
         result = onnxprune.shrink(source, channels=0.3, align=1)
         assert result.model == memory.model
@@ -34,7 +43,7 @@ def test_shrink_from_memory_and_from_a_path_agree(model: onnx.ModelProto, tmp_pa
 
 def test_the_callers_model_is_not_touched(model: onnx.ModelProto) -> None:
     before = model.SerializeToString(deterministic=True)
-    result = onnxprune.shrink(model, channels=0.5, align=1)
+    result = onnxprune.shrink(model, channels=0.5, align=1, **PLAIN)
     result.model.graph.initializer[0].name = "mine now"
     result.model.graph.node[0].name = "mine now"
     onnxprune.fold(model)
@@ -43,7 +52,7 @@ def test_the_callers_model_is_not_touched(model: onnx.ModelProto) -> None:
 
 
 def test_the_report_is_data(model: onnx.ModelProto) -> None:
-    report = onnxprune.shrink(model, channels=0.5, align=1).report
+    report = onnxprune.shrink(model, channels=0.5, align=1, **PLAIN).report
     assert report.before.params > report.after.params
     assert report.before.macs > report.after.macs
     assert report.before.bytes > report.after.bytes
@@ -57,7 +66,7 @@ def test_the_report_is_data(model: onnx.ModelProto) -> None:
 def test_plans_are_made_edited_and_applied(model: onnx.ModelProto, tmp_path: Path) -> None:
     plan = onnxprune.make_plan(model, Options(channels=0.3, align=1))
     result = onnxprune.apply(model, plan)
-    assert result.model == onnxprune.shrink(model, channels=0.3, align=1).model
+    assert result.model == onnxprune.shrink(model, channels=0.3, align=1, **PLAIN).model
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json(), encoding="utf-8")
     assert Plan.load(path) == plan
@@ -74,11 +83,12 @@ def test_plans_are_made_edited_and_applied(model: onnx.ModelProto, tmp_path: Pat
 
 def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
     renamed = {"strategy": "allocation", "minimum": "min_channels"}
-    options = [renamed.get(name, name) for name in inspect.signature(Options).parameters]
-    assert [p for p in inspect.signature(onnxprune.shrink).parameters if p != "model"] == options
+    options = {renamed.get(name, name) for name in inspect.signature(Options).parameters}
+    about_data = {"data", "samples", "preprocess", "judge", "metric"}
+    assert set(inspect.signature(onnxprune.shrink).parameters) == options | about_data | {"model"}
     result = onnxprune.shrink(
         model, macs=0.6, criterion="fpgm", allocation="global", align=2, min_channels=3, include=["layer*"],
-        exclude=["layer4*"], allow_lossy=True, seed=5,
+        exclude=["layer4*"], allow_lossy=True, seed=5, repair="none",
     )  # fmt: skip
     stated = dict(result.plan.options)
     assert (stated["macs"], stated["criterion"], stated["strategy"]) == (0.6, "fpgm", "global")
@@ -112,6 +122,15 @@ def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
         {"layers": -1},
         {"layers": "nan"},
         {"layers": 1, "layer_criterion": "best"},
+        {"bytes": 0.0},
+        {"channels": 0.3, "repair": "best"},
+        {"channels": 0.3, "steps": 0},
+        {"channels": 0.3, "samples": 1},
+        {"channels": 0.3, "metric": "top1"},
+        {"channels": 0.3, "preprocess": "best"},
+        {"max_drop": 0.1},
+        {"max_drop": -0.1, "data": []},
+        {"max_drop": 0.1, "macs": 0.5, "data": []},
     ],
     ids=str,
 )
@@ -123,7 +142,7 @@ def test_options_are_checked_here_too(options: dict[str, object], model: onnx.Mo
 def test_results_do_not_overwrite_their_model(tmp_path: Path) -> None:
     path = write(net(), tmp_path / "model.onnx")
     before = path.read_bytes()
-    for result in (onnxprune.shrink(path, channels=0.5, align=1), onnxprune.fold(path)):
+    for result in (onnxprune.shrink(path, channels=0.5, align=1, **PLAIN), onnxprune.fold(path)):
         with pytest.raises(UserError, match="overwrite the input"):
             result.save(path)
     assert path.read_bytes() == before
@@ -134,12 +153,12 @@ def test_weights_left_outside_are_asked_for(tmp_path: Path) -> None:
     proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     with pytest.raises(UserError, match="give the path of the model"):
         onnxprune.shrink(proto, channels=0.5)
-    assert onnxprune.shrink(tmp_path / "model.onnx", channels=0.5, align=1).report.cut == 1
+    assert onnxprune.shrink(tmp_path / "model.onnx", channels=0.5, align=1, **PLAIN).report.cut == 1
 
 
 def test_validate_from_python(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.validation.drift.ROUND_SECONDS", 0.01)
-    result = onnxprune.shrink(model, channels=0.5, align=1)
+    result = onnxprune.shrink(model, channels=0.5, align=1, **PLAIN)
     verdict = onnxprune.validate(model, result.model, result.plan)
     assert verdict.passed
     assert verdict.latency is not None
@@ -155,7 +174,7 @@ def test_fold_then_shrink(model: onnx.ModelProto) -> None:
     assert len(folded.model.graph.node) < len(model.graph.node)
     names = {t.name for t in model.graph.initializer}
     assert {t.name for t in folded.model.graph.initializer if t.name.endswith("conv_1.weight")} <= names
-    assert onnxprune.shrink(folded.model, channels=0.3, align=1).report.equivalence is not None
+    assert onnxprune.shrink(folded.model, channels=0.3, align=1, **PLAIN).report.equivalence is not None
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -172,10 +191,52 @@ def test_nodes_in_any_order(model: onnx.ModelProto, tmp_path: Path) -> None:
     del turned.graph.node[:]
     turned.graph.node.extend(reversed(model.graph.node))
     given = turned.SerializeToString()
-    wanted = onnxprune.shrink(model, channels=0.3, align=1)
-    result = onnxprune.shrink(turned, channels=0.3, align=1)
+    wanted = onnxprune.shrink(model, channels=0.3, align=1, **PLAIN)
+    result = onnxprune.shrink(turned, channels=0.3, align=1, **PLAIN)
     assert turned.SerializeToString() == given
     assert result.plan.edits == wanted.plan.edits
     onnx.checker.check_model(result.model, full_check=True)
     onnx.save(turned, tmp_path / "turned.onnx")
-    assert onnxprune.shrink(tmp_path / "turned.onnx", channels=0.3, align=1).model == result.model
+    assert onnxprune.shrink(tmp_path / "turned.onnx", channels=0.3, align=1, **PLAIN).model == result.model
+
+
+def feeds(count: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 8, 8), dtype=np.float32)
+
+
+def test_data_repair_and_replay_from_python() -> None:
+    result = onnxprune.shrink(net(), channels=0.5, align=1, data=feeds())
+    report = result.report
+    assert report.repair is not None
+    assert report.repair.errors[report.repair.chosen] < report.repair.errors["none"]
+    assert report.data is not None
+    assert (report.data["kind"], report.data["samples"], report.data["measured"]) == ("arrays", 8, True)
+    stored = sum(int(np.prod(tensor.dims)) for tensor in result.model.graph.initializer)
+    assert report.after.params == stored == 4 * 27 + 4 * 4 + 4, "two filters, and the bias that repair adds"
+    assert report.after.bytes == 4 * stored
+    assert onnxprune.apply(net(), result.plan, feeds()).model == result.model
+    with pytest.raises(UserError, match="--repair none"):
+        onnxprune.apply(net(), result.plan)
+    cut = onnxprune.apply(net(), result.plan, cut_only=True)
+    assert cut.model != result.model
+    assert cut.plan.options["repair"] == "none"
+    assert cut.report.repair is None
+    assert onnxprune.apply(net(), cut.plan).model == cut.model
+
+
+def test_a_drop_is_no_plan() -> None:
+    with pytest.raises(UserError, match="use shrink"):
+        onnxprune.make_plan(net(), Options(max_drop=0.1))
+
+
+def test_validate_with_data_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.validation.drift.ROUND_SECONDS", 0.01)
+    result = onnxprune.shrink(net(), channels=0.5, align=1, data=feeds())
+    verdict = onnxprune.validate(net(), result.model, result.plan, data=feeds(), metric="snr")
+    assert verdict.passed
+    assert verdict.mending is not None
+    assert verdict.mending.repaired + verdict.mending.added > 0
+    assert verdict.quality is not None
+    assert verdict.quality.before == float("inf")
+    assert verdict.quality.after == verdict.agreement[0].snr
+    assert json.loads(json.dumps(verdict.as_dict()["repair"]))["passed"] is True

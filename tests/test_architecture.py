@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "onnxprune"
 
 # Each module may import those to its left only.
 LAYERS = [
-    "errors", "axes", "stored", "flow", "model", "ops", "sizes", "runtime", "shapes", "parts", "dependency", "blocks", "cost", "plan", "rewrite", "surgery",
-    "criteria", "allocation", "passes", "validation", "report", "inspection", "pipeline", "api", "cli",
+    "errors", "axes", "stored", "flow", "model", "ops", "sizes", "runtime", "shapes", "data", "metrics", "parts", "dependency", "blocks", "cost", "plan", "rewrite", "surgery",
+    "readers", "statistics", "criteria", "allocation", "repair", "sensitivity", "calibration", "passes", "validation", "report", "inspection", "pipeline", "survey", "api", "cli",
 ]  # fmt: skip
 
 

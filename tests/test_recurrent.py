@@ -18,8 +18,10 @@ from models.recurrent import BATCH_FIRST, GATES, RECURRENT
 from onnxprune import criteria
 from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel
+from onnxprune.criteria import Evidence
 from onnxprune.dependency import DependencyGraph
 from onnxprune.plan import Keep, Plan
+from onnxprune.readers import Readers
 from onnxprune.surgery import apply, keep_masks
 from onnxprune.validation.equivalence import check
 from tests.reference import TOLERANCE, error, graph_of, masked, parameters, random_plan, run
@@ -221,7 +223,7 @@ def test_every_weight_of_a_unit_counts_in_its_score(part: str) -> None:
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     graph = graph_of(proto)
     group = next(g for g in graph.groups if g.size == 6)
-    scores = criteria.score(graph, [group], "l2", 0)[group]
+    scores = criteria.score(Evidence(graph, Readers(graph)), [group], "l2")[group]
     assert int(np.argmin(scores)) == small
 
 

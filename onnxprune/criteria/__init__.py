@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from onnxprune.criteria import bn, fpgm, magnitude, random
-from onnxprune.criteria.slices import Slices
-from onnxprune.dependency import DependencyGraph, Group
+from onnxprune.criteria import (
+    activation,
+    bn,
+    fpgm,
+    lamp,
+    magnitude,
+    obs,
+    random,
+    reconstruction,
+    variance,
+    wanda,
+)
+from onnxprune.criteria.evidence import Evidence
+from onnxprune.criteria.slices import Scores
+from onnxprune.dependency import Group
 from onnxprune.errors import UserError
 
-Scores = npt.NDArray[np.float64]
-Criterion = Callable[[Group, Slices], Scores]
+__all__ = ["CRITERIA", "NAMES", "Criterion", "Evidence", "Scores", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A score per unit of a group, [size], higher is more important; and whether it looks at activations."""
+
+    score: Callable[[Group, Evidence], Scores]
+    needs_data: bool = False
+
 
 CRITERIA: Mapping[str, Criterion] = {
-    "l1": magnitude.l1,
-    "l2": magnitude.l2,
-    "bn": bn.score,
-    "fpgm": fpgm.score,
+    "l1": Criterion(magnitude.l1),
+    "l2": Criterion(magnitude.l2),
+    "bn": Criterion(bn.score),
+    "fpgm": Criterion(fpgm.score),
+    "lamp": Criterion(lamp.score),
+    "activation": Criterion(activation.score, needs_data=True),
+    "apoz": Criterion(activation.apoz, needs_data=True),
+    "variance": Criterion(variance.score, needs_data=True),
+    "wanda": Criterion(wanda.score, needs_data=True),
+    "obs": Criterion(obs.score, needs_data=True),
+    "reconstruction": Criterion(reconstruction.score, needs_data=True),
 }
 NAMES = (*CRITERIA, "random")
 
 
-def score(graph: DependencyGraph, groups: list[Group], criterion: str, seed: int = 0) -> dict[Group, Scores]:
-    """A score per unit for each group; higher is more important.
+def score(evidence: Evidence, groups: Sequence[Group], name: str, seed: int = 0) -> dict[Group, Scores]:
+    """A score per unit for each group by the criterion of this name; the seed is for `random`.
 
-    Raises `UserError` for an unknown criterion or weights that are not finite.
+    Raises `UserError` for an unknown criterion, for one that needs data where there are no statistics, and for
+    weights or activations that are not finite.
     """
-    if criterion == "random":
+    if name == "random":
         return {group: random.score(group, seed) for group in groups}
-    if criterion not in CRITERIA:
-        raise UserError(f"criterion '{criterion}' is unknown; choose one of {', '.join(NAMES)}")
-    slices = Slices(graph)
-    return {group: CRITERIA[criterion](group, slices) for group in groups}
+    if name not in CRITERIA:
+        raise UserError(f"criterion '{name}' is unknown; choose one of {', '.join(NAMES)}")
+    criterion = CRITERIA[name]
+    if criterion.needs_data and evidence.statistics is None:
+        without = ", ".join(other for other in NAMES if other == "random" or not CRITERIA[other].needs_data)
+        raise UserError(
+            f"{evidence.graph.model.name}: criterion '{name}' looks at activations; give inputs with --data, or "
+            f"choose one of {without}"
+        )
+    return {group: criterion.score(group, evidence) for group in groups}

@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.criteria import magnitude
-from onnxprune.criteria.slices import Slices, normalised
+from onnxprune.criteria.evidence import Evidence
+from onnxprune.criteria.slices import Scores, normalised
 from onnxprune.dependency import Group
 
 
-def score(group: Group, slices: Slices) -> npt.NDArray[np.float64]:
+def score(group: Group, evidence: Evidence) -> Scores:
     """Sum over producing weights of each unit's distances to all others, normalised to mean 1."""
     total = np.zeros(group.size)
     makers = [o for o in group.occurrences if o.role == "produce"]
     for occurrence in makers:
-        rows = slices.rows(group, occurrence)
+        rows = evidence.slices.rows(group, occurrence)
         if rows is not None:
             total += normalised(_distances(rows.astype(np.float64)))
-    return total if makers else magnitude.l2(group, slices)
+    return total if makers else magnitude.l2(group, evidence)
 
 
 def _distances(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.criteria.slices import Scores, Slices, normalised
+from onnxprune.criteria.evidence import Evidence
+from onnxprune.criteria.slices import Scores, normalised
 from onnxprune.dependency import Group
 
 
-def l1(group: Group, slices: Slices) -> Scores:
+def l1(group: Group, evidence: Evidence) -> Scores:
     """Sum over weights of ||slice||_1, each weight normalised to mean 1."""
-    return _score(group, slices, 1)
+    return _score(group, evidence, 1)
 
 
-def l2(group: Group, slices: Slices) -> Scores:
+def l2(group: Group, evidence: Evidence) -> Scores:
     """Sum over weights of ||slice||_2, each weight normalised to mean 1."""
-    return _score(group, slices, 2)
+    return _score(group, evidence, 2)
 
 
-def _score(group: Group, slices: Slices, order: int) -> Scores:
+def _score(group: Group, evidence: Evidence, order: int) -> Scores:
     total = np.zeros(group.size)
     for occurrence in group.occurrences:
         if occurrence.role == "shift":
             continue
-        norms = slices.norm(group, occurrence, order)
+        norms = evidence.slices.norm(group, occurrence, order)
         if norms is not None:
             total += normalised(norms)
     return total

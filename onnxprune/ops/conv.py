@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.spec import NodeView, Pinned, Rule, Sample, names, op, pins
+from onnxprune.ops.spec import NodeView, Pinned, Rule, Sample, Window, names, op, pins
 
 
 def _spatial(node: NodeView) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -14,6 +14,22 @@ def _pointwise(node: NodeView) -> bool:
     """Whether every position is convolved on its own."""
     sizes = (*node.shape(1)[2:], *node.attr("strides", ()))
     return all(size == 1 for size in sizes) and not any(node.attr("pads", ()))
+
+
+def _window(node: NodeView) -> Window:
+    rank = node.rank() - 2
+    ones = (1,) * rank
+    extents = node.shape(1)[2:]
+    strides, dilations = tuple(node.attr("strides", ones)), tuple(node.attr("dilations", ones))
+    pads = tuple(node.attr("pads", (0,) * rank))[:rank]
+    padding = node.attr("auto_pad", "NOTSET")
+    if str(padding).startswith("SAME"):
+        sizes = zip(node.shape()[2:], node.out_shape()[2:], extents, strides, dilations, strict=True)
+        total = [max((out - 1) * step + (tap - 1) * far + 1 - size, 0) for size, out, tap, step, far in sizes]
+        pads = tuple((missing + (padding == "SAME_LOWER")) // 2 for missing in total)
+    elif padding == "VALID":
+        pads = (0,) * rank
+    return Window(extents, strides, dilations, pads)
 
 
 @op(
@@ -40,6 +56,7 @@ def conv(node: NodeView) -> Rule:
         pinned=pins(p if h == y else (*h, *p, *y), "kernel window"),
         macs=("n", "g", "o", "i", *p, *y),
         linear=(1, 2),
+        window=_window(node),
     )
 
 

@@ -60,6 +60,27 @@ def _operand(text: str) -> Pattern:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """How a filter moves over the last axes of its input (ONNX, Conv); per axis, in elements.
+
+    extents    of the filter
+    strides    between two outputs
+    dilations  between two taps
+    pads       zeros put in front
+    """
+
+    extents: Shape
+    strides: Shape
+    dilations: Shape
+    pads: Shape
+
+    def position(self, axis: int, tap: int, size: int, outputs: int) -> tuple[Array, Array]:
+        """Where a tap reads an axis of `size` elements for each of the outputs, and whether it is inside."""
+        at = np.arange(outputs) * self.strides[axis] + tap * self.dilations[axis] - self.pads[axis]
+        return at, (at >= 0) & (at < size)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """What the axes of one node mean.
 
@@ -73,6 +94,7 @@ class Rule:
     macs              labels whose product is the number of multiply-accumulates, or several such products
     linear            (weight, bias) operand positions where the node is affine in its last inputs:
                       scaling an output label scales that operand
+    window            how the weight of `linear` moves over its input, where it has a window
     gain              position of the operand that scales each unit of a normalisation
     adds              operands whose elementwise sum is the first output, or is normalised to it
     heads             labels that count attention heads (elsewhere they are found by structure)
@@ -90,6 +112,7 @@ class Rule:
     tied: Mapping[str, str] = field(default_factory=dict)
     macs: Term | AxisPattern = ()
     linear: tuple[int, int] | None = None
+    window: Window | None = None
     gain: int | None = None
     adds: tuple[int, ...] = ()
     heads: Term = ()

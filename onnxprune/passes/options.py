@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxprune import allocation, criteria
@@ -20,6 +21,10 @@ SHARES: dict[Role, str] = {
 }
 
 
+TARGETS = ("macs", "params", "bytes")
+REPAIRS = ("auto", "none", "mean", "ridge", "sequential")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Options of the passes.
@@ -30,7 +35,14 @@ class Options:
                  the same for attention heads, their width, neurons and the residual stream
     layers       residual blocks to remove: how many, a share below 1, or patterns on their node names,
                  separated by commas
-    macs, params targets: the share of the model's MACs or parameters to keep (instead of shares to remove)
+    macs, params, bytes
+                 targets: the share of the model's MACs, parameters or weight bytes to keep (instead of shares
+                 to remove)
+    criterion, strategy, repair
+                 how units are ranked, shares are spread and weights repaired; `auto` is the best for what data
+                 there is (`resolved`)
+    steps        prune in so many steps, repaired and scored anew after each
+    max_drop     what a metric may lose, instead of shares and targets
     include      patterns on node and weight names; only groups that touch one are cut
     exclude      patterns; groups and blocks that touch one stay whole
     allow_lossy  cut groups that a statistic is taken over, too
@@ -45,8 +57,12 @@ class Options:
     layer_criterion: str = "influence"
     macs: float | None = None
     params: float | None = None
+    bytes: float | None = None
     criterion: str = "l2"
     strategy: str = "uniform"
+    repair: str = "none"
+    steps: int = 1
+    max_drop: float | None = None
     align: int = 16
     minimum: int = 1
     include: tuple[str, ...] = ()
@@ -56,11 +72,16 @@ class Options:
 
     def __post_init__(self) -> None:
         shares = [field for field in SHARES.values() if getattr(self, field) is not None]
-        targets = [field for field in ("macs", "params") if getattr(self, field) is not None]
-        if len(targets) > 1 or (targets and shares) or not (targets or shares or self.layers):
+        targets = [field for field in TARGETS if getattr(self, field) is not None]
+        if self.max_drop is not None:
+            if not self.max_drop >= 0:
+                raise UserError(f"--max-drop {self.max_drop}: what the metric may lose is 0 or more")
+            if targets or shares:
+                raise UserError("--max-drop searches for the size; leave shares and targets out")
+        elif len(targets) > 1 or (targets and shares) or not (targets or shares or self.layers):
             raise UserError(
                 "say what to remove: shares (--channels, --heads, --ffn, --head-width, --hidden), or one of "
-                "--macs and --params; and --layers"
+                "--macs, --params and --bytes; and --layers"
             )
         for field in shares:
             if not 0 <= getattr(self, field) < 1:
@@ -73,9 +94,47 @@ class Options:
             layers.check(self.layers)
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: a seed is 0 or more")
-        _known("criterion", self.criterion, criteria.NAMES)
+        _known("criterion", self.criterion, ("auto", *criteria.NAMES))
         _known("layer criterion", self.layer_criterion, layers.CRITERIA)
-        _known("allocation", self.strategy, allocation.STRATEGIES)
+        _known("allocation", self.strategy, ("auto", *allocation.STRATEGIES))
+        _known("repair", self.repair, REPAIRS)
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps}: at least one step is taken")
+
+    def resolved(self, measured: bool, calibrated: bool) -> Options:
+        """What `auto` stands for, with measured data, made-up inputs or neither (docs/decisions/0010)."""
+        aimed = self.target is not None or self.max_drop is not None
+        strategy = "budget" if aimed and calibrated else "uniform"
+        return replace(
+            self,
+            criterion=self.criterion if self.criterion != "auto" else "obs" if measured else "l2",
+            strategy=self.strategy if self.strategy != "auto" else strategy,
+            repair=self.repair if self.repair != "auto" else "sequential" if calibrated else "none",
+        )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether these options mean nothing without activations."""
+        scored = criteria.CRITERIA.get(self.criterion)
+        return (
+            (scored is not None and scored.needs_data)
+            or self.strategy in allocation.MEASURED
+            or self.repair in ("mean", "ridge", "sequential")
+            or self.max_drop is not None
+        )
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether activations are used where they can be had."""
+        return self.needs_data or "auto" in (self.criterion, self.strategy, self.repair)
+
+    @staticmethod
+    def replayed(stated: Mapping[str, Any]) -> Options:
+        """The options of a plan that decide what is done with its edits."""
+        method, seed = stated.get("repair", "none"), stated.get("seed", 0)
+        if method not in REPAIRS or type(seed) is not int:
+            raise UserError(f"the plan asks for repair {method!r} with seed {seed!r}; make the plan again")
+        return Options(channels=0.0, repair=method, seed=seed)
 
     @property
     def rounding(self) -> Rounding:
@@ -84,7 +143,7 @@ class Options:
     @property
     def target(self) -> tuple[str, float] | None:
         """(cost, share to keep) where a target was given instead of shares."""
-        for name in ("macs", "params"):
+        for name in TARGETS:
             if (share := getattr(self, name)) is not None:
                 return name, share
         return None
@@ -93,7 +152,8 @@ class Options:
         """The role whose share decides over groups of this role: their own or `channels`; None: neither."""
         if getattr(self, SHARES[role]) is not None:
             return role
-        return "channels" if self.channels is not None or self.target is not None else None
+        aimed = self.target is not None or self.max_drop is not None
+        return "channels" if self.channels is not None or aimed else None
 
     @property
     def asked(self) -> tuple[Role, ...]:

@@ -6,15 +6,21 @@ Channels, attention heads, their width, neurons and the residual stream are all 
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from onnxprune import allocation, criteria
-from onnxprune.blocks import Blocks, Role
-from onnxprune.cost import Cost, CostModel
+from onnxprune.blocks import Block, Blocks, Role
+from onnxprune.calibration import Calibration
+from onnxprune.cost import Cost, CostModel, Measure
 from onnxprune.dependency import DependencyGraph, Group
 from onnxprune.errors import UserError
+from onnxprune.passes import layers
 from onnxprune.passes.options import Options
 from onnxprune.plan import Keep, Remove
 
@@ -70,43 +76,172 @@ def _matches(group: Group, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def plan(blocks: Blocks, options: Options, removed: Sequence[Remove] = ()) -> tuple[list[Keep], float | None]:
-    """Which units go; and the ratio that meets the target, where one was given.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What goes: units, and residual blocks that the budget gave up for them.
 
-    Raises `UserError` if the target cannot be reached.
+    solved   the ratio that meets the target, where one was solved for
+    error    the predicted output error, where there is a prediction
     """
-    graph = blocks.graph
-    gone = blocks.gone(blocks.named(edit.block) for edit in removed)
-    pools: dict[Role, list[Group]] = {}
-    for choice in choose(blocks, options, gone):
-        option = options.option_for(choice.role)
-        if choice.skipped is None and option is not None:
-            pools.setdefault(option, []).append(choice.group)
-    pooled = {group for pool in pools.values() for group in pool}
-    groups = [group for group in graph.groups if group in pooled]
-    scores = criteria.score(graph, groups, options.criterion, options.seed)
 
-    def counts(ratios: Mapping[Role, float]) -> dict[Group, int]:
+    keeps: tuple[Keep, ...]
+    removed: tuple[Remove, ...] = ()
+    solved: float | None = None
+    error: float | None = None
+
+
+class Units:
+    """Decides which units go; scores and error curves are found once for any number of decisions.
+
+    removed      residual blocks that go anyway
+    calibration  data, for criteria and allocations that need it
+
+    Raises `UserError` for criteria and allocations that need data where there is none.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        options: Options,
+        removed: Sequence[Remove] = (),
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.blocks = blocks
+        self.graph = blocks.graph
+        self.options = options
+        self.calibration = calibration
+        self.gone = blocks.gone(blocks.named(edit.block) for edit in removed)
+        self.pools: dict[Role, list[Group]] = {}
+        self.roles: dict[Group, Role] = {}
+        for choice in choose(blocks, options, self.gone):
+            option = options.option_for(choice.role)
+            if choice.skipped is None and option is not None:
+                self.pools.setdefault(option, []).append(choice.group)
+                self.roles[choice.group] = choice.role
+        self.groups = [group for group in self.graph.groups if group in self.roles]
+        if options.strategy in allocation.MEASURED and calibration is None:
+            raise UserError(
+                f"{self.graph.model.name}: --allocation {options.strategy} measures errors; give inputs with --data"
+            )
+
+    @functools.cached_property
+    def scores(self) -> dict[Group, criteria.Scores]:
+        needs = self.options.criterion != "random" and criteria.CRITERIA[self.options.criterion].needs_data
+        if self.calibration is not None and (needs or self.options.strategy in allocation.MEASURED):
+            evidence = self.calibration.evidence
+        else:
+            evidence = criteria.Evidence.of(self.graph)
+        return criteria.score(evidence, self.groups, self.options.criterion, self.options.seed)
+
+    @functools.cached_property
+    def curves(self) -> dict[Group, allocation.Curve]:
+        """The measured error of every group by the units it keeps."""
+        assert self.calibration is not None
+        allowed = {group: self._rounding(group).allowed(group) for group in self.groups}
+        return self.calibration.curves(self.scores, allowed, len(self._removable))
+
+    @functools.cached_property
+    def _removable(self) -> list[Block]:
+        """Residual blocks that the budget may give up: where nothing says which layers are to go."""
+        free = self.options.strategy == "budget" and self.options.layers is None
+        excluded = self.options.exclude
+        return [b for b in self.blocks.residual if free and not layers.touches(b, excluded)]
+
+    @functools.cached_property
+    def removals(self) -> list[allocation.Removal]:
+        assert self.calibration is not None
+        errors = self.calibration.without(self._removable, len(self.curves))
+        return [
+            allocation.Removal(block.name, self.blocks.gone([block]), errors[block.name])
+            for block in self._removable
+            if math.isfinite(errors[block.name])
+        ]
+
+    def rescored(self, scores: Mapping[Group, criteria.Scores]) -> Units:
+        """The same groups with other scores, and error curves of their own."""
+        other = copy.copy(self)
+        other.__dict__.pop("curves", None)
+        other.__dict__["scores"] = dict(scores)
+        return other
+
+    def decide(self, target: tuple[str, float] | None = None, part: float = 1.0) -> Decision:
+        """What goes for this target (cost, share to keep), or for the options' own.
+
+        part  of the options' shares that is to go
+
+        Raises `UserError` if the target cannot be reached.
+        """
+        target = target or self.options.target
+        if self.options.strategy == "budget" and target is not None:
+            return self._budget(*target)
+        ratios = {role: part * self.options.share(role) for role in self.pools}
+        solved = None
+        if target is not None:
+            solved = _solve(
+                self.graph, lambda ratio: self._counts(dict.fromkeys(self.pools, ratio)), self.gone, *target
+            )
+            ratios = dict.fromkeys(self.pools, solved)
+        kept = self._counts(ratios)
+        options = self.options
+        why = {
+            group: f"{role}, {options.criterion}, {options.strategy} {ratios[role]:.4g}"
+            for role, pool in self.pools.items()
+            for group in pool
+        }
+        return Decision(self._keeps(kept, why), (), solved)
+
+    def _budget(self, name: str, share: float) -> Decision:
+        cost = CostModel(self.graph, self.gone)
+        limit = share * getattr(CostModel(self.graph)(), name)
+        found = allocation.budget(self.curves, cost, cast(Measure, name), limit, self.removals)
+        chosen = {removal: self.blocks.named(removal) for removal in found.removed}
+        gone = self.gone | self.blocks.gone(chosen.values())
+        kept = {
+            group: group.size if all(node.index in gone for node in group.nodes) else count
+            for group, count in found.counts.items()
+        }
+        why = {group: f"{self.roles[group]}, {self.options.criterion}, budget" for group in kept}
+        errors = {removal.name: removal.error for removal in self.removals}
+        removed = tuple(
+            Remove(block, f"{chosen[block].kind}, budget {errors[block]:.3g}") for block in found.removed
+        )
+        return Decision(self._keeps(kept, why), removed, None, found.error)
+
+    def _counts(self, ratios: Mapping[Role, float]) -> dict[Group, int]:
         kept: dict[Group, int] = {}
-        for role, pool in pools.items():
-            rounding = replace(options.rounding, align=1) if role == "heads" else options.rounding
-            kept |= allocation.counts(pool, scores, ratios[role], options.strategy, rounding)
+        for role, pool in self.pools.items():
+            rounding = self._rounding_of(role)
+            strategy = self.options.strategy
+            if strategy == "sensitivity":
+                kept |= allocation.by_sensitivity(
+                    {g: self.curves[g] for g in pool if g in self.curves}, ratios[role]
+                )
+            elif strategy == "isomorphic":
+                kept |= allocation.isomorphic(pool, self.scores, ratios[role], self.roles, rounding)
+            else:
+                kept |= allocation.counts(pool, self.scores, ratios[role], strategy, rounding)
         return kept
 
-    ratios = {role: options.share(role) for role in pools}
-    solved = None
-    if options.target is not None:
-        solved = _solve(graph, lambda ratio: counts(dict.fromkeys(pools, ratio)), gone, *options.target)
-        ratios = dict.fromkeys(pools, solved)
-    kept = counts(ratios)
-    edits = []
-    for role, pool in pools.items():
-        why = f"{role}, {options.criterion}, {options.strategy} {ratios[role]:.4g}"
-        for group in pool:
-            if kept[group] < group.size:
-                units = allocation.kept_units(scores[group], kept[group])
-                edits.append(Keep(group.name, group.size, units, group.kind, why))
-    return sorted(edits, key=lambda edit: edit.group), solved
+    def _rounding(self, group: Group) -> allocation.Rounding:
+        option = self.options.option_for(self.roles[group])
+        return self._rounding_of(self.roles[group] if option is None else option)
+
+    def _rounding_of(self, role: Role) -> allocation.Rounding:
+        return replace(self.options.rounding, align=1) if role == "heads" else self.options.rounding
+
+    def _keeps(self, kept: Mapping[Group, int], why: Mapping[Group, str]) -> tuple[Keep, ...]:
+        edits = [
+            Keep(
+                group.name,
+                group.size,
+                allocation.kept_units(self.scores[group], count),
+                group.kind,
+                why[group],
+            )
+            for group, count in kept.items()
+            if count < group.size
+        ]
+        return tuple(sorted(edits, key=lambda edit: edit.group))
 
 
 def _solve(

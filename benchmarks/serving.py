@@ -1,0 +1,73 @@
+"""A peer in a process of its own: asked for a ratio on a line, it writes a model and answers on a line.
+
+`serve` runs in the peer's environment, `Peer` here. It starts once per model, since importing a peer, tracing a
+network and gathering its statistics take longer than a cut.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+DONE = "done"
+ROOT = Path(__file__).parent.parent
+
+
+def serve(prune: Callable[[float, Path], None], folder: Path) -> None:
+    """Answer every ratio on the standard input: `done` when FOLDER/RATIO.onnx is written, else what went wrong."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a peer prints is no answer
+    for line in sys.stdin:
+        try:
+            prune(float(line), folder / f"{line.strip()}.onnx")
+            said = DONE
+        except Exception as error:  # shown in the table in place of a score
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        answers.write(f"{said}\n")
+        answers.flush()
+
+
+class PeerError(Exception):
+    """A peer that cannot prune a model, in its own words."""
+
+
+class Peer:
+    """A running peer; a context manager."""
+
+    def __init__(self, interpreter: Path, module: str, arguments: Sequence[str | Path], folder: Path) -> None:
+        command = [str(interpreter), "-W", "ignore", "-m", module, *map(str, arguments), str(folder)]
+        self._folder = folder
+        self._log = (folder / "log").open("w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT
+        )
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def prune(self, ratio: float) -> Path:
+        """The model cut at a ratio (four decimals); raises `PeerError` if there is none."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        name = f"{ratio:.4f}"
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline().strip()
+        except BrokenPipeError:
+            answer = ""
+        if answer != DONE:
+            lines = (self._folder / "log").read_text(encoding="utf-8").strip().splitlines()
+            raise PeerError(answer or (lines[-1] if lines else "ended without a word"))
+        return self._folder / f"{name}.onnx"
