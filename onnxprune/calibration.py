@@ -43,12 +43,12 @@ class Calibration:
 
     @functools.cached_property
     def evidence(self) -> Evidence:
-        """With statistics of every source that may lose channels, or that an affine layer reads."""
+        """With statistics of every source that may lose channels."""
         readers = Readers(self.graph)
         sources = [
             reader.source
             for reader in readers.all
-            if any(True for _ in axes.free_vars(reader.typed)) or (reader.affine and reader.bias is not None)
+            if reader.source.size > 1 and any(True for _ in axes.free_vars(reader.typed))
         ]
         statistics = collect(
             self.graph.model,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx
 
@@ -162,17 +163,33 @@ def inner_values(model: Model, shapes: Shapes, wanted: Sequence[str]) -> Callabl
     return run
 
 
-def ancestors(proto: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
-    """What it takes to compute some tensors, as a model that gives them; tensors that are inputs are left out."""
-    runner = Runner(proto)
-    indices, outside = runner._closure(Part(tuple(wanted), frozenset()))
+def ancestors(
+    proto: onnx.ModelProto, wanted: Sequence[str], known: Mapping[str, Array] = MappingProxyType({})
+) -> onnx.ModelProto:
+    """What it takes to compute some tensors, as a model that gives them; tensors that are inputs are left out.
+
+    known  tensors that need not be computed: they become inputs
+    """
+    indices, outside = Runner(proto)._closure(Part(tuple(wanted), frozenset(known)))
     part = onnx.ModelProto()
     copy_without_weights(proto, part)
     graph = part.graph
-    for field in (graph.node, graph.output, graph.value_info, graph.quantization_annotation):
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    given = {value.name for value in proto.graph.input} - weights
+    inputs = [value for value in proto.graph.input if value.name in given]
+    for field in (graph.node, graph.input, graph.output, graph.value_info, graph.quantization_annotation):
         del field[:]
+    graph.input.extend(inputs)
+    for name in known:
+        if name in outside and name not in given:
+            element = onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, element, None))
     graph.node.extend(proto.graph.node[i] for i in indices)
     graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in outside)
-    given = {value.name for value in proto.graph.input}
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
+    part.ir_version = max(part.ir_version, 4)  # before, weights had to be inputs
+    graph.output.extend(
+        onnx.ValueInfoProto(name=name)
+        for name in dict.fromkeys(wanted)
+        if name not in given and name not in known
+    )
     return part

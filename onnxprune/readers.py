@@ -49,10 +49,17 @@ class Source:
     size: int
     after: int
 
-    def rows(self, value: Array) -> Array:
-        """[groups, rows, channels] of a value of the tensor."""
+    def rows(
+        self, value: Array, most: int | None = None, random: np.random.Generator | None = None
+    ) -> Array:
+        """[groups, rows, channels] of a value of the tensor; of `most` positions drawn by `random`, where there
+        are more."""
         rest = [a for a in range(value.ndim) if a != self.axis and a not in self.moved]
         flat = value.transpose(*rest, *self.moved, self.axis)
+        space = flat.shape[: len(rest)]
+        count = math.prod(space)
+        if most is not None and random is not None and count > most:
+            flat = flat[np.unravel_index(np.sort(random.choice(count, most, replace=False)), space)]
         flat = flat.reshape(-1, self.groups, self.before, self.size, self.after)
         return np.ascontiguousarray(flat.transpose(1, 0, 2, 4, 3)).reshape(self.groups, -1, self.size)
 

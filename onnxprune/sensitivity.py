@@ -63,10 +63,11 @@ class Probe:
 
     def error_without(self, block: Block) -> float:
         """The same when a residual block adds no more than its mean; infinite where that cannot be probed."""
-        branch = block.join.inputs[block.branch]
+        branch, statistics = block.join.inputs[block.branch], self.evidence.statistics
         for reader in self.evidence.readers.all:
             end = reader.bias.node if reader.bias is not None else reader.node
-            if reader.bias is not None and reader.affine and end.outputs[0] == branch:
+            known = statistics is not None and reader.source in statistics.fitted
+            if reader.bias is not None and reader.affine and known and end.outputs[0] == branch:
                 return self._error(self._constant(reader))
         return float("inf")
 

@@ -28,6 +28,7 @@ Progress = Callable[[float], None]
 LARGEST = 6144  # channels whose covariance is kept: above it, variances alone
 HELD = 4  # of so many batches one is held out
 BATCHES = 8  # at least, so that some can be held out
+ROWS, FEWEST = 64, 2**15  # positions that are looked at: for each channel, and at least
 ROOM = 2**28  # bytes of activations looked at together
 
 
@@ -197,6 +198,7 @@ def collect(
     full = {source: source.size <= LARGEST for source in wanted}
     fitted = {s: Moments(s.groups, s.size, full[s]) for s in wanted}
     held = {s: Moments(s.groups, s.size, full[s]) for s in wanted}
+    places = {source: place for place, source in enumerate(wanted)}
     portions = _portions(wanted, shapes)
     size = batch_size(data, shapes, [s.tensor for s in wanted])
     for number, portion in enumerate(portions):
@@ -219,7 +221,10 @@ def collect(
                         f"{model.name}: '{source.tensor}' is NaN or infinite on the data ({data.source}); "
                         "check the preprocessing"
                     )
-                into[source].add(source.rows(value))
+                most = max(ROWS * source.size, FEWEST) * batch.count // len(data) + 1
+                random = np.random.default_rng([index, places[source]])
+                rows = source.rows(value, most, random)
+                into[source].add(rows)
             done += batch.count
             progress((number + done / len(data)) / len(portions))
     return Statistics(fitted, held, len(data))

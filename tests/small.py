@@ -60,8 +60,9 @@ def run(*arguments: object) -> Result:
 
 
 def shrink(model: Path, *arguments: object) -> Result:
-    """Half of the channels, to the unit."""
-    return run("shrink", model, "--channels", 0.5, "--align", 1, *arguments)
+    """Half of the channels, to the unit, by the weights alone."""
+    plain = ("--criterion", "l2", "--allocation", "uniform", "--repair", "none")
+    return run("shrink", model, "--channels", 0.5, "--align", 1, *plain, *arguments)
 
 
 def check_refused(result: Result, *words: object, code: int = 2) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import graphlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +30,11 @@ from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node
 from onnxprune.ops.spec import Window
-from onnxprune.parts import ancestors
 from onnxprune.readers import Reader, Readers
 from onnxprune.repair.channels import Repaired
+from onnxprune.repair.stepping import Stepper
 from onnxprune.repair.weights import Weights
-from onnxprune.runtime import Feeds, RunError, Session
+from onnxprune.runtime import RunError
 from onnxprune.statistics import Regression, batch_size, is_held
 
 # Of the mean second moment; chosen by the error on held-out samples. Infinite: the bias alone.
@@ -42,7 +42,7 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
 COLUMNS = 4608  # of a layer that is refitted: channels times taps of a group
 ROWS = 12  # for each column, at most
 FEWEST = 4096  # rows that are looked at however few the columns are
-STAGES = 12  # passes over the data, at most
+STAGES = 64  # at most
 SPREAD = 4  # positions that could be looked at for each row that is: above it, fewer samples do
 SAMPLES = 64  # at least
 
@@ -95,10 +95,11 @@ def refit(
     stages = _stages(layers)
     done: list[Repaired] = []
     proto = pruned
+    runs = _Runs(original, stages, data, seed)
     for number, stage in enumerate(stages):
         model = Model(proto)
         try:
-            fits = _accumulate(original, model, stage, data, seed)
+            fits = runs.accumulate(model, number)
         except RunError as error:
             raise UserError(
                 f"{original.model.name}: onnxruntime cannot run it on the data ({error})"
@@ -235,34 +236,62 @@ def _stages(layers: Sequence[_Layer]) -> list[list[_Layer]]:
 # --------------------------------------------------------------------------------------- accumulating
 
 
-def _accumulate(
-    original: DependencyGraph, model: Model, stage: Sequence[_Layer], data: Data, seed: int
-) -> list[tuple[Regression, Regression]]:
-    """For each layer the regression of what it lacks on what it reads, fitted and held out."""
-    theirs = list(dict.fromkeys(layer.theirs for layer in stage))
-    ours = list(dict.fromkeys(n for layer in stage for n in (layer.reader.source.tensor, layer.ours)))
-    before, after = _session(original.model, theirs), _session(model, ours)
-    fits = []
-    for layer in stage:
-        groups, outputs, channels, taps = layer.reader.matrix_shape
-        fits.append(tuple(Regression(groups, channels * taps, outputs) for _ in range(2)))
-    size = batch_size(data, original.shapes, theirs + ours)
-    data = _enough(stage, data, original)
-    for index, batch in enumerate(data.batches(size)):
-        wanted, given = _run(before, batch.feeds, theirs), _run(after, batch.feeds, ours)
-        for number, (layer, pair) in enumerate(zip(stage, fits, strict=True)):
-            random = np.random.default_rng([seed, index, number])
-            target = wanted[layer.theirs]
-            for axis, kept in enumerate(layer.kept):
-                if kept is not None:
-                    target = np.take(target, kept, axis=axis)
-            if target.shape != given[layer.ours].shape:
-                continue  # how much there is depends on the values
-            lack = (target - given[layer.ours]) / layer.gain
-            rows = _wanted(layer) * batch.count // len(data) + 1
-            x, e = _rows(layer, given[layer.reader.source.tensor], lack, rows, random)
-            pair[is_held(index)].add(x, e)
-    return fits  # type: ignore[return-value]
+class _Runs:
+    """Both networks, stage by stage, on the same batches."""
+
+    def __init__(
+        self, original: DependencyGraph, stages: Sequence[Sequence[_Layer]], data: Data, seed: int
+    ) -> None:
+        self.original = original
+        self.stages = stages
+        self.data = data
+        self.seed = seed
+        self.before, self.after = Stepper(), Stepper()
+        self.size = min(
+            (batch_size(data, original.shapes, [*_theirs(stage), *_ours(stage)]) for stage in stages),
+            default=1,
+        )
+
+    def accumulate(self, model: Model, number: int) -> list[tuple[Regression, Regression]]:
+        """For each layer of a stage the regression of what it lacks on what it reads, fitted and held out.
+
+        model  the pruned one, with all earlier stages refitted
+        """
+        stage, later = self.stages[number], [x for stage in self.stages[number + 1 :] for x in stage]
+        here = [layer.reader.node.outputs[0] for layer in (*stage, *later)]
+        self.before.stage(self.original.model.proto, _theirs(stage), _theirs(later))
+        self.after.stage(model.proto, _ours(stage), _ours(later), here)
+        fits = []
+        for layer in stage:
+            groups, outputs, channels, taps = layer.reader.matrix_shape
+            fits.append(
+                (Regression(groups, channels * taps, outputs), Regression(groups, channels * taps, outputs))
+            )
+        data = _enough(stage, self.data, self.original, self.size)
+        for index, batch in enumerate(data.batches(self.size)):
+            wanted, given = self.before.run(index, batch.feeds), self.after.run(index, batch.feeds)
+            for place, (layer, pair) in enumerate(zip(stage, fits, strict=True)):
+                random = np.random.default_rng([self.seed, index, number, place])
+                target, made = wanted[layer.theirs], given[layer.ours]
+                for axis, kept in enumerate(layer.kept):
+                    if kept is not None:
+                        target = np.take(target, kept, axis=axis)
+                if target.shape != made.shape:
+                    continue  # how much there is depends on the values
+                rows = _wanted(layer) * batch.count // len(data) + 1
+                x, e = _rows(layer, given[layer.reader.source.tensor], target - made, rows, random)
+                pair[is_held(index)].add(x, e / layer.gain)
+        self.before.finish()
+        self.after.finish()
+        return fits
+
+
+def _theirs(layers: Sequence[_Layer]) -> list[str]:
+    return list(dict.fromkeys(layer.theirs for layer in layers))
+
+
+def _ours(layers: Sequence[_Layer]) -> list[str]:
+    return list(dict.fromkeys(n for layer in layers for n in (layer.reader.source.tensor, layer.ours)))
 
 
 def _wanted(layer: _Layer) -> int:
@@ -270,7 +299,7 @@ def _wanted(layer: _Layer) -> int:
     return max(ROWS * math.prod(layer.reader.matrix_shape[2:]), FEWEST)
 
 
-def _enough(stage: Sequence[_Layer], data: Data, original: DependencyGraph) -> Data:
+def _enough(stage: Sequence[_Layer], data: Data, original: DependencyGraph, size: int) -> Data:
     """As many of the samples as it takes to choose each layer's rows from a few times as many positions."""
     needed = SAMPLES
     for layer in stage:
@@ -278,21 +307,8 @@ def _enough(stage: Sequence[_Layer], data: Data, original: DependencyGraph) -> D
         groups, outputs, _, _ = layer.reader.matrix_shape
         positions = max(math.prod(shape[1:]) // (groups * outputs), 1)
         needed = max(needed, math.ceil(SPREAD * _wanted(layer) / positions))
+    needed = size * math.ceil(needed / size)  # whole batches: others have gone before
     return data if needed >= len(data) else data.subset(needed)
-
-
-def _session(model: Model, names: Sequence[str]) -> Session:
-    """Of what some tensors need."""
-    part = ancestors(model.proto, names)
-    given = [value for value in part.graph.input if value.name not in model.constants]
-    del part.graph.input[:]
-    part.graph.input.extend(given)
-    return Session(part, optimise="all")
-
-
-def _run(session: Session, feeds: Feeds, names: Sequence[str]) -> Mapping[str, Array]:
-    fed = {name: feeds[name] for name in names if name in feeds}
-    return session.run(feeds, [name for name in names if name not in fed]) | fed
 
 
 def _rows(
@@ -304,19 +320,17 @@ def _rows(
     groups, outputs, channels, taps = reader.matrix_shape
     turned = lack.transpose(layer.order)
     space = turned.shape[: turned.ndim - 1 - len(reader.source.moved)]
-    e = turned.reshape(-1, groups, outputs)
-    chosen = np.arange(len(e)) if len(e) <= most else np.sort(random.choice(len(e), most, replace=False))
-    e = e[chosen].transpose(1, 0, 2)
+    count = math.prod(space)
+    chosen = np.arange(count) if count <= most else np.sort(random.choice(count, most, replace=False))
+    places = np.unravel_index(chosen, space)
+    e = turned[places].reshape(len(chosen), groups, outputs).transpose(1, 0, 2)
     source = reader.source
     if reader.window is None:
         rest = [a for a in range(value.ndim) if a != source.axis and a not in source.moved]
-        flat = value.transpose(*rest, *source.moved, source.axis)
-        flat = flat.reshape(
-            len(turned.reshape(-1, groups * outputs)), groups, source.before, source.size, source.after
-        )
-        x = flat[chosen].transpose(1, 0, 3, 2, 4).reshape(groups, len(chosen), channels * taps)
-        return x, e
-    return _patches(reader, value, np.unravel_index(chosen, space), space), e
+        flat = value.transpose(*rest, *source.moved, source.axis)[places]
+        flat = flat.reshape(len(chosen), groups, source.before, source.size, source.after)
+        return flat.transpose(1, 0, 3, 2, 4).reshape(groups, len(chosen), channels * taps), e
+    return _patches(reader, value, places, space), e
 
 
 def _patches(reader: Reader, value: Array, places: Sequence[IntArray], space: Sequence[int]) -> Array:
