@@ -39,7 +39,7 @@ Progress = Callable[[str, float | None], None]
 """Called with the stage at work, and the share of it that is done, where that is known."""
 
 SAMPLES = 256  # to calibrate on
-MADE_UP = 256  # where there is no data
+MADE_UP = 128  # where there is no data
 TRIALS = 7  # of the bisection for the largest cut that a metric allows
 
 
@@ -340,7 +340,7 @@ def _smallest(session: _Session, most: float) -> Plan:
             low = share
     if best is None or best.removes_nothing:
         raise NothingToPrune(
-            f"{session.model.name}: nothing can go without losing more than {most:g} of {judge.metric} "
+            f"{session.model.name}: every cut that was tried loses more than {most:g} of {judge.metric} "
             f"(it is {judge.before:.4g}); no file was written"
         )
     return replace(best, options={**best.options, "max_drop": most})

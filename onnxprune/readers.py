@@ -49,9 +49,7 @@ class Source:
     size: int
     after: int
 
-    def rows(
-        self, value: Array, most: int | None = None, random: np.random.Generator | None = None
-    ) -> Array:
+    def rows(self, value: Array, most: int | None = None, random: np.random.Generator | None = None) -> Array:
         """[groups, rows, channels] of a value of the tensor; of `most` positions drawn by `random`, where there
         are more."""
         rest = [a for a in range(value.ndim) if a != self.axis and a not in self.moved]

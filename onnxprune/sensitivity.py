@@ -19,12 +19,12 @@ from onnxprune.criteria.evidence import Evidence
 from onnxprune.data import Data
 from onnxprune.dependency import Group
 from onnxprune.errors import UserError
-from onnxprune.metrics import Runner
 from onnxprune.model import Array, Model
+from onnxprune.outputs import Distance, telling
 from onnxprune.readers import Reader
 from onnxprune.repair import channels, maps
 from onnxprune.repair.weights import Weights
-from onnxprune.runtime import Feeds, RunError, Session
+from onnxprune.runtime import Feeds, RunError, Session, inner
 from onnxprune.statistics import batch_size
 
 Outputs = Mapping[str, Array]
@@ -46,19 +46,18 @@ class Probe:
         self._model = Model(rewrite.edited(self.graph.model, self._weights.edits("room for a shift")))
         self._fed: Feeds = {name: self._model.array(name) for name in sorted(self._changeable())}
         try:
-            self._session = Session(_fed_by(self._model.proto, self._fed), optimise="all")
-            size = batch_size(data, self.graph.shapes, [output.name for output in self.graph.model.outputs])
-            self._batches = list(data.batches(size))
-            whole = [self._run(batch.feeds, {}) for batch in self._batches]
+            self.distance = Distance(
+                self.graph.model, data, batch_size(data, self.graph.shapes, telling(self.graph.model))
+            )
+            proto = _fed_by(self._model.proto, self._fed)
+            self._session = Session(proto, optimise="all", expose=inner(proto, self.distance.names))
         except RunError as error:
             raise UserError(
                 f"{self.graph.model.name}: onnxruntime cannot run it on the data ({error})"
             ) from None
-        self._whole = whole
-        self._energy = _energies(whole)
 
     def error(self, keep: Keep) -> float:
-        """Mean over the outputs of |y' - y|^2 / |y - mean y|^2 when all but the kept units are masked."""
+        """The distance of the outputs (see `outputs.Distance`) when all but the kept units are masked."""
         return self._error(self._masked(keep))
 
     def error_without(self, block: Block) -> float:
@@ -75,17 +74,9 @@ class Probe:
         """The model with all but the kept units masked, for a metric."""
         return Changed(self, self._masked(keep))
 
-    def error_of(self, runner: Runner) -> float:
-        """The same of anything that takes the model's inputs and makes its outputs."""
-        lost = dict.fromkeys(self._energy, 0.0)
-        for batch, whole in zip(self._batches, self._whole, strict=True):
-            for name, value in runner.run(batch.feeds).items():
-                if name in lost:
-                    away = value.astype(np.float64) - whole[name]
-                    lost[name] += float(np.square(away).sum())
-        shares = [lost[name] / energy for name, energy in self._energy.items()]
-        found = float(np.mean(shares)) if shares else 0.0
-        return found if np.isfinite(found) else float("inf")
+    def error_of(self, proto: onnx.ModelProto) -> float:
+        """The same of a model with the same outputs."""
+        return self.distance.of(proto)
 
     # -------------------------------------------------------------------------------------- inside
 
@@ -112,7 +103,7 @@ class Probe:
         return self._session.run({**feeds, **self._fed, **changed})
 
     def _error(self, changed: Mapping[str, Array]) -> float:
-        return self.error_of(Changed(self, changed))
+        return self.distance.between(self._run(batch.feeds, changed) for batch in self.distance.batches)
 
     def _masked(self, keep: Keep) -> dict[str, Array]:
         changed: dict[str, Array] = {}
@@ -207,20 +198,6 @@ def _fed_by(proto: onnx.ModelProto, fed: Mapping[str, Array]) -> onnx.ModelProto
             element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
             graph.input.append(onnx.helper.make_tensor_value_info(name, element, list(array.shape)))
     return model
-
-
-def _energies(batches: Sequence[Outputs]) -> dict[str, float]:
-    """Of every float output that varies: its squared distance from its mean, summed."""
-    found: dict[str, float] = {}
-    for name, first in batches[0].items():
-        if not isinstance(first, np.ndarray) or first.dtype.kind != "f":
-            continue
-        count = sum(batch[name].size for batch in batches)
-        mean = sum(float(batch[name].sum(dtype=np.float64)) for batch in batches) / max(count, 1)
-        energy = sum(float(np.square(batch[name].astype(np.float64) - mean).sum()) for batch in batches)
-        if energy > 0 and np.isfinite(energy):
-            found[name] = energy
-    return found
 
 
 def masks(groups: Iterable[tuple[Group, Sequence[int]]]) -> Keep:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.console import Console
 from rich.table import Table
 
@@ -321,25 +322,22 @@ class _Run:
 
     def _drop(self, probe: Probe, cut: _Cut, scores: Mapping[Group, criteria.Scores]) -> float | None:
         """What one cut costs; None where it is beyond measure."""
-        if cut.group is not None:
-            kept = kept_units(scores[cut.group], cut.kept)
-            runner: Runner = probe.masked(masks([(cut.group, kept)]))
-        else:
-            runner = self._without(probe, cut.part)
+        keep = None if cut.group is None else masks([(cut.group, kept_units(scores[cut.group], cut.kept))])
+        proto = self._without(probe, cut.part) if keep is None else None
         if self.before is None:
-            lost = probe.error_of(runner)
+            lost = probe.error(keep or {}) if proto is None else probe.error_of(proto)
         else:
-            after = self._score(runner)
+            after = self._score(probe.masked(keep or {}) if proto is None else Session(proto, optimise="all"))
             lost = self.before - after if self.higher else after - self.before
         return float(f"{lost:.9g}") + 0.0 if math.isfinite(lost) else None
 
-    def _without(self, probe: Probe, name: str) -> Runner:
+    def _without(self, probe: Probe, name: str) -> onnx.ModelProto:
         """The model without a residual block, which the layer before makes up for as far as it can."""
         plan = Plan(self.graph.model.digest(), (Remove(name),))
         removed = surgery.removed_blocks(self.blocks, plan)
         pruned = surgery.apply(self.graph, plan, self.blocks)
         repaired = repair("ridge", self.blocks, {}, removed, pruned, probe.evidence, self.data, self.seed)
-        return Session(repaired.proto, optimise="all")
+        return repaired.proto
 
 
 @dataclass(frozen=True, eq=False)

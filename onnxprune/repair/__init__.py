@@ -10,32 +10,36 @@ Residual blocks that went are made up for by the layer before them: by a map (ri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import flow, metrics, rewrite
+from onnxprune import flow, rewrite
 from onnxprune.axes import Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.criteria import Evidence
 from onnxprune.data import Data
+from onnxprune.errors import UserError
 from onnxprune.model import Model
+from onnxprune.outputs import Distance, telling
 from onnxprune.repair import channels, sequential
 from onnxprune.repair.channels import Repaired
 from onnxprune.repair.weights import Weights
+from onnxprune.runtime import RunError
+from onnxprune.statistics import batch_size
 
 __all__ = ["Repaired", "Repairs", "repair"]
 
 JUDGES = 64  # samples that the stages of a repair are compared on
+GAIN = 0.99  # a repair that does not lower the error below this share of it says nothing
 
 
 @dataclass(frozen=True)
 class Repairs:
     """A repaired model, and what was done.
 
-    errors   noise over signal of the outputs, the original's being the signal (mean over outputs): without
+    errors   distance of the outputs from the original's (`outputs.Distance`) on some of the samples: without
              repair, and after each stage that was tried
     chosen   the stage that is kept: the one of the least error
     layers   what became of each layer, of that stage
@@ -83,24 +87,12 @@ def repair(
     if method == "sequential":
         proto, refitted = sequential.refit(graph, keep, removed, proto, data, seed, progress)
         stages["sequential"] = proto, [*done, *refitted]
-    errors = _errors(graph.model, {name: stage[0] for name, stage in stages.items()}, judges)
-    chosen = min(stages, key=lambda name: errors[name])
+    try:
+        distance = Distance(graph.model, judges, batch_size(judges, graph.shapes, telling(graph.model)))
+        errors = {name: distance.of(stage[0]) for name, stage in stages.items()}
+    except RunError as error:
+        raise UserError(f"{graph.model.name}: onnxruntime cannot run it on the data ({error})") from None
+    best = min(errors, key=lambda name: errors[name])
+    chosen = best if errors[best] < GAIN * errors["none"] else "none"
     proto, layers = stages[chosen]
     return Repairs(flow.nest(proto), errors, chosen, tuple(layers))
-
-
-def _errors(original: Model, protos: dict[str, onnx.ModelProto], judges: Data) -> dict[str, float]:
-    """Noise over signal of each model's outputs, averaged over the outputs that are floats."""
-    found = {}
-    for name, proto in protos.items():
-        ratios = [
-            10 ** (-agreement.snr / 10) if math.isfinite(agreement.snr) else _extreme(agreement.snr)
-            for agreement in metrics.compare(original, proto, judges)
-            if agreement.snr is not None
-        ]
-        found[name] = sum(ratios) / len(ratios) if ratios else 0.0
-    return found
-
-
-def _extreme(snr: float) -> float:
-    return 0.0 if snr > 0 else math.inf

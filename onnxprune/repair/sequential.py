@@ -39,7 +39,7 @@ from onnxprune.statistics import Regression, batch_size, is_held
 
 # Of the mean second moment; chosen by the error on held-out samples. Infinite: the bias alone.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
-COLUMNS = 4608  # of a layer that is refitted: channels times taps of a group
+COLUMNS = 6144  # of a layer that is refitted: channels times taps of a group
 ROWS = 12  # for each column, at most
 FEWEST = 4096  # rows that are looked at however few the columns are
 STAGES = 64  # at most

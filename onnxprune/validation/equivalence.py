@@ -19,6 +19,7 @@ from onnxprune.blocks import Block
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.model import FLOATS, Array
+from onnxprune.outputs import unsaturated
 from onnxprune.parts import too_large
 from onnxprune.runtime import Feeds, OutOfMemory, RunError, Session, inner, make_feeds
 from onnxprune.shapes import accepted_runs
@@ -305,29 +306,12 @@ def _compared(
             element = elements.get(name) or _stated(graph, name)
             stated = {element, output.type.tensor_type.elem_type}  # integers may be written as floats here
             if (name == output.name and not stated.isdisjoint(FLOATS)) or whole(name):
-                names[_unsaturated(graph, name, whole)] = None
+                names[unsaturated(graph.model, name, whole)] = None
             elif name in producers:
                 fresh = [i for i in producers[name].input if i and i not in seen]
                 seen.update(fresh)
                 waiting.extend(fresh)
     return list(names)
-
-
-# Functions that flatten differences: far from zero their results say little about their inputs.
-_SATURATING = {"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Erf", "Clip", "Identity"}
-_REARRANGING = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-
-
-def _unsaturated(graph: DependencyGraph, name: str, whole: Callable[[str], bool]) -> str:
-    """The float tensor in front of the saturating functions that end in `name`, or in a new layout of it."""
-    found = name
-    while (node := graph.model.producers.get(name)) is not None and node.op in _SATURATING | _REARRANGING:
-        name = node.inputs[0]
-        if not whole(name):
-            break
-        if node.op in _SATURATING:
-            found = name
-    return found
 
 
 def _stated(graph: DependencyGraph, name: str) -> int:
