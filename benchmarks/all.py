@@ -13,6 +13,7 @@ import sys
 from benchmarks import (
     accuracy,
     analysis,
+    calibration,
     growth,
     large,
     memory,
@@ -45,6 +46,7 @@ BENCHMARKS = {
         memory,
         large,
         accuracy,
+        calibration,
         peers,
     )
 }
