@@ -81,10 +81,12 @@ class Calibration:
             factors = {}
             for share in shares if len(counts) > 1 else ():
                 count = min(counts[:-1], key=lambda c: (abs(c - share * group.size), c))
-                if count not in factors:
+                if count not in factors and probe.probes(group):
                     error = probe.error(masks([(group, kept_units(scores[group], count))]))
                     factors[count] = max(error, FLOOR) / summed[counts.index(count)]
-            if not factors:
+            if not factors:  # quantised, or in a body: no more than what its scores say
+                shares_lost = summed / max(float(lost[-1]), FLOOR)
+                found[group] = Curve(counts, np.where(np.array(counts) == group.size, 0.0, shares_lost))
                 continue
             places = sorted(factors)
             scale = np.exp(np.interp(counts, places, np.log([factors[place] for place in places])))

@@ -65,6 +65,11 @@ class Mended:
     def on(self, where: str) -> str:
         """In a sentence; `where` says what the errors were measured on."""
         error = self.errors[self.chosen]
+        if len(set(self.errors.values())) == 1:
+            return (
+                "repair: no layer could be changed (weights that are quantised, shared or inside a body are not); "
+                f"error of the outputs {error:.2g} of their energy, on {where}"
+            )
         if self.chosen == "none":
             tried = ", ".join(name for name in self.errors if name != "none")
             return (

@@ -44,7 +44,8 @@ class Probe:
             if reader.bias is not None and not reader.bias.tensor:
                 self._weights.shift(reader.node, reader.bias, np.zeros(reader.outputs * reader.source.groups))
         self._model = Model(rewrite.edited(self.graph.model, self._weights.edits("room for a shift")))
-        self._fed: Feeds = {name: self._model.array(name) for name in sorted(self._changeable())}
+        arrays = {name: self._model.array(name) for name in sorted(self._changeable())}
+        self._fed: Feeds = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
         try:
             self.distance = Distance(
                 self.graph.model, data, batch_size(data, self.graph.shapes, telling(self.graph.model))
@@ -59,6 +60,12 @@ class Probe:
     def error(self, keep: Keep) -> float:
         """The distance of the outputs (see `outputs.Distance`) when all but the kept units are masked."""
         return self._error(self._masked(keep))
+
+    def probes(self, group: Group) -> bool:
+        """Whether masking a group can be told: some float weight reads its units, or makes them."""
+        if self.evidence.readers.of(group):
+            return True
+        return any(o.role == "produce" and o.tensor in self._fed for o in group.occurrences)
 
     def error_without(self, block: Block) -> float:
         """The same when a residual block adds no more than its mean; infinite where that cannot be probed."""

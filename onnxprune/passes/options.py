@@ -98,6 +98,11 @@ class Options:
         _known("layer criterion", self.layer_criterion, layers.CRITERIA)
         _known("allocation", self.strategy, ("auto", *allocation.STRATEGIES))
         _known("repair", self.repair, REPAIRS)
+        if self.strategy == "budget" and shares:
+            raise UserError(
+                "--allocation budget needs a target: --macs, --params, --bytes or --max-drop; with shares take uniform, "
+                "global, isomorphic or sensitivity"
+            )
         if self.steps < 1:
             raise UserError(f"--steps {self.steps}: at least one step is taken")
 
