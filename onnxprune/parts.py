@@ -7,7 +7,7 @@ from where they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -80,12 +80,31 @@ def _behind_large_weights(model: Model) -> set[str]:
     return found
 
 
+def closure(
+    proto: onnx.ModelProto, wanted: Iterable[str], known: Collection[str] = ()
+) -> tuple[list[int], set[str]]:
+    """Indices of the nodes that some tensors need, and the tensors that these read from elsewhere: those that are
+    known, inputs and weights."""
+    makers = {output: i for i, node in enumerate(proto.graph.node) for output in node.output if output}
+    nodes: set[int] = set()
+    outside: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        index = makers.get(name)
+        if index is None or name in known:
+            outside.add(name)
+        elif index not in nodes:
+            nodes.add(index)
+            waiting.extend(filter(None, proto.graph.node[index].input))
+    return sorted(nodes), outside
+
+
 class Runner:
     """Runs parts of one graph, which may be a changed copy of the model that was partitioned."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto = proto
-        self._makers = {output: i for i, node in enumerate(proto.graph.node) for output in node.output}
         self._weights = {tensor.name: tensor for tensor in proto.graph.initializer}
         self._inputs = {value.name: value for value in proto.graph.input}
 
@@ -94,25 +113,10 @@ class Runner:
 
         Raises `RunError` if onnxruntime refuses the part.
         """
-        indices, names = self._closure(part)
+        indices, names = closure(self.proto, part.outputs, part.known)
         proto, weights = self._extract(part, indices, names, feeds[0])
         session = Session(proto)
         return [session.run({**feed, **weights}, list(part.outputs)) for feed in feeds]
-
-    def _closure(self, part: Part) -> tuple[list[int], set[str]]:
-        """Indices of the nodes that the part needs, and the tensors that it reads from elsewhere."""
-        nodes: set[int] = set()
-        outside: set[str] = set()
-        waiting = list(part.outputs)
-        while waiting:
-            name = waiting.pop()
-            index = self._makers.get(name)
-            if index is None or name in part.known:
-                outside.add(name)
-            elif index not in nodes:
-                nodes.add(index)
-                waiting.extend(filter(None, self.proto.graph.node[index].input))
-        return sorted(nodes), outside
 
     def _extract(
         self, part: Part, indices: Sequence[int], outside: Collection[str], feed: Mapping[str, Array]
@@ -170,7 +174,7 @@ def ancestors(
 
     known  tensors that need not be computed: they become inputs
     """
-    indices, outside = Runner(proto)._closure(Part(tuple(wanted), frozenset(known)))
+    indices, outside = closure(proto, wanted, known)
     part = onnx.ModelProto()
     copy_without_weights(proto, part)
     graph = part.graph

@@ -22,7 +22,7 @@ from onnxprune.criteria.slices import Scores
 from onnxprune.dependency import Group
 from onnxprune.errors import UserError
 
-__all__ = ["CRITERIA", "NAMES", "Criterion", "Evidence", "Scores", "score"]
+__all__ = ["CRITERIA", "NAMES", "Criterion", "Evidence", "Scores", "needs_data", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,11 @@ CRITERIA: Mapping[str, Criterion] = {
 NAMES = (*CRITERIA, "random")
 
 
+def needs_data(name: str) -> bool:
+    """Whether a criterion looks at activations."""
+    return name in CRITERIA and CRITERIA[name].needs_data
+
+
 def score(evidence: Evidence, groups: Sequence[Group], name: str, seed: int = 0) -> dict[Group, Scores]:
     """A score per unit for each group by the criterion of this name; the seed is for `random`.
 
@@ -61,7 +66,7 @@ def score(evidence: Evidence, groups: Sequence[Group], name: str, seed: int = 0)
         raise UserError(f"criterion '{name}' is unknown; choose one of {', '.join(NAMES)}")
     criterion = CRITERIA[name]
     if criterion.needs_data and evidence.statistics is None:
-        without = ", ".join(other for other in NAMES if other == "random" or not CRITERIA[other].needs_data)
+        without = ", ".join(other for other in NAMES if not needs_data(other))
         raise UserError(
             f"{evidence.graph.model.name}: criterion '{name}' looks at activations; give inputs with --data, or "
             f"choose one of {without}"

@@ -47,8 +47,7 @@ def plan(
         graph = DependencyGraph(Model(repaired.proto))
         pairs = correspondence(blocks.graph, keep, graph)
         again = Calibration(graph, calibration.data, calibration.progress)
-        needs = options.criterion != "random" and criteria.CRITERIA[options.criterion].needs_data
-        evidence = again.evidence if needs else criteria.Evidence.of(graph)
+        evidence = again.evidence if criteria.needs_data(options.criterion) else criteria.Evidence.of(graph)
         mine = [group for group in pairs if group in scores]
         fresh = criteria.score(evidence, [pairs[group] for group in mine], options.criterion, options.seed)
         for group in mine:

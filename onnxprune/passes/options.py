@@ -120,9 +120,8 @@ class Options:
     @property
     def needs_data(self) -> bool:
         """Whether these options mean nothing without activations."""
-        scored = criteria.CRITERIA.get(self.criterion)
         return (
-            (scored is not None and scored.needs_data)
+            criteria.needs_data(self.criterion)
             or self.strategy in allocation.MEASURED
             or self.repair in ("mean", "ridge", "sequential")
             or self.max_drop is not None

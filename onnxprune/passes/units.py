@@ -126,7 +126,7 @@ class Units:
 
     @functools.cached_property
     def scores(self) -> dict[Group, criteria.Scores]:
-        needs = self.options.criterion != "random" and criteria.CRITERIA[self.options.criterion].needs_data
+        needs = criteria.needs_data(self.options.criterion)
         if self.calibration is not None and (needs or self.options.strategy in allocation.MEASURED):
             evidence = self.calibration.evidence
         else:

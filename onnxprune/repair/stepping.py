@@ -9,7 +9,7 @@ import onnx
 
 from onnxprune import flow
 from onnxprune.model import Array
-from onnxprune.parts import ancestors
+from onnxprune.parts import ancestors, closure
 from onnxprune.runtime import Feeds, Session
 
 ROOM = 2**31  # bytes of activations that are kept between stages; above it every stage starts from the inputs
@@ -53,8 +53,8 @@ class Stepper:
         for node in nodes:
             if not tainted.isdisjoint(node.input):
                 tainted.update(node.output)
-        done = _closure(proto, makers, [name for name in self._wanted if name not in tainted])
-        ahead = _closure(proto, makers, [*self._wanted, *later]) - done
+        done = set(closure(proto, [name for name in self._wanted if name not in tainted])[0])
+        ahead = set(closure(proto, [*self._wanted, *later])[0]) - done
         read = [name for i in sorted(ahead) for name in nodes[i].input] + list(later)
         live = (name for name in read if makers.get(name) in done and nodes[makers[name]].input)
         self._live = list(dict.fromkeys(live)) if self._keeps else []
@@ -85,15 +85,3 @@ class Stepper:
             part = ancestors(self._proto, [*self._wanted, *self._live], known)
             self._sessions[resumed] = Session(part, optimise="all")
         return self._sessions[resumed]
-
-
-def _closure(proto: onnx.ModelProto, makers: dict[str, int], names: Sequence[str]) -> set[int]:
-    """Indices of the nodes that some tensors need."""
-    found: set[int] = set()
-    waiting = list(names)
-    while waiting:
-        index = makers.get(waiting.pop())
-        if index is not None and index not in found:
-            found.add(index)
-            waiting.extend(filter(None, proto.graph.node[index].input))
-    return found
