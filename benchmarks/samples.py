@@ -97,6 +97,39 @@ def photograph(name: str) -> Path:
     return next(folder / name for folder in folders if (folder / name).exists())
 
 
+OBJECTS = (
+    "animals",
+    "clothes",
+    "food",
+    "hobbies",
+    "household",
+    "medical",
+    "naturalforces",
+    "people",
+    "plants",
+    "space",
+    "sports",
+    "town/monuments",
+    "vehicles",
+)
+"""Folders of photographs of single things, cut out."""
+
+LEAST = 150  # pixels of the longer side
+
+
+@functools.cache
+def objects() -> list[Path]:
+    """The files of photographs of single things that are large enough, without drawings."""
+    folder = fetch("objects")
+    paths = sorted(path for name in OBJECTS for path in (folder / name).rglob("*.png"))
+    return [path for path in paths if "cartoon" not in path.parts and _longer_side(path) >= LEAST]
+
+
+def _longer_side(path: Path) -> int:
+    with Image.open(path) as file:
+        return max(file.size)
+
+
 # Files
 
 SOURCES = {

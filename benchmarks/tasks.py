@@ -17,7 +17,7 @@ import re
 import string
 import time
 import wave
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -179,11 +179,36 @@ def _views(names: Iterable[str], count: int, seed: int) -> Iterator[Floats]:
 VIEWS = 16
 
 
+def _pasted(paths: Sequence[Path], seed: int) -> Iterator[Floats]:
+    """Things [3, 224, 224] in [-1, 1], each in front of a part of a photograph."""
+    rng = np.random.default_rng(seed)
+    for path in paths:
+        with Image.open(samples.photograph(str(rng.choice(samples.OTHER_PHOTOGRAPHS)))) as file:
+            behind = file.convert("RGB")
+        with Image.open(path) as file:
+            thing = file.convert("RGBA")
+        side = min(behind.size) * np.sqrt(rng.uniform(0.1, 1.0))
+        left, top = (rng.uniform(0, length - side) for length in behind.size)
+        picture = behind.resize((224, 224), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        scale = 224 * rng.uniform(0.5, 1.1) / max(thing.size)
+        width, height = (max(round(length * scale), 1) for length in thing.size)
+        thing = thing.resize((width, height), Image.Resampling.BICUBIC)
+        if rng.random() < 0.5:
+            thing = thing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        corner = [int(rng.integers(min(0, 224 - n), max(0, 224 - n) + 1)) for n in (width, height)]
+        picture.paste(thing, (corner[0], corner[1]), thing)
+        yield np.ascontiguousarray(
+            (np.asarray(picture, np.float32) - 127).transpose(2, 0, 1) / 128, np.float32
+        )
+
+
 def _imagenet_feeds() -> list[Feeds]:
-    count = -(-CALIBRATION // len(samples.OTHER_PHOTOGRAPHS))
+    """Every thing once, and views of the photographs: with views of 26 photographs alone every pruner fits those."""
+    pasted = list(_pasted(samples.objects(), 1))
+    count = -(-(CALIBRATION - len(pasted)) // len(samples.OTHER_PHOTOGRAPHS))
     views = list(_views(samples.OTHER_PHOTOGRAPHS, count, 1))
-    chosen = np.sort(np.random.default_rng(2).choice(len(views), CALIBRATION, replace=False))
-    return [{"image": views[i][None]} for i in chosen]
+    mixed = [*pasted, *views]
+    return [{"image": mixed[i][None]} for i in np.random.default_rng(2).permutation(len(mixed))[:CALIBRATION]]
 
 
 def _imagenet_score(path: Path) -> Score:

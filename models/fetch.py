@@ -235,6 +235,12 @@ PACKAGES = {
             "usr/share/doc/opencv-doc/examples/": "6093194d30b87b9eaedeb3d8b4c0a4d023d8a778cdc0f8c95b7c3e9ce6ee4fcb",
         },
     ),
+    "tuxpaint-stamps": Package(
+        "apt",
+        "tuxpaint-stamps-default=2022.06.04-1",
+        "GPL-2.0",
+        {"usr/share/tuxpaint/stamps/": "1395e7d1c3a88aba5a09148c21b68a7842196db01ca06ada59415605927dacc5"},
+    ),
     "django": Package(
         "pip",
         "django==5.2.8",
@@ -443,6 +449,9 @@ RECIPES = {
     "photographs-opencv": Recipe("data: photographs, drawings and videos, folders", "opencv-doc"),
     "photographs-skimage": Recipe("data: photographs, a folder", "scikit-image"),
     "photographs-sklearn": Recipe("data: two photographs, a folder", "scikit-learn"),
+    "objects": Recipe(
+        "data: photographs of animals and things, cut out, and drawings, a folder", "tuxpaint-stamps"
+    ),
     "files-opencv": Recipe("data: sources in C++ and Python, pictures, a folder", "opencv-doc"),
     "files-django": Recipe("data: pages, scripts, translations, a folder", "django"),
     "files-tcl": Recipe("data: sources in Tcl, a folder", "tcllib"),
