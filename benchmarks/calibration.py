@@ -18,7 +18,7 @@ import numpy as np
 import onnxprune
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from benchmarks.subjects import subject
-from onnxprune.data.made_up import leaves
+from onnxprune.data.patterns import pictures
 from onnxprune.runtime import Session
 
 SAMPLES = 256
@@ -32,7 +32,7 @@ def measure() -> Results:
 
 
 def _measured() -> Results:
-    images = leaves(np.random.default_rng(0), SAMPLES, 3, 224, 224)
+    images = pictures(np.random.default_rng(0), SAMPLES, 3, 224, 224)
     with tempfile.TemporaryDirectory() as folder:
         path = subject("resnet50", Path(folder))
         np.save(Path(folder) / "images.npy", images)

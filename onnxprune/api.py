@@ -142,6 +142,7 @@ class Validation:
     mending      how a repaired candidate differs from what its plan cuts
     agreement    of each output with the original's on data
     quality      a metric of both models on data
+    notes        on the data
     """
 
     problems: tuple[str, ...]
@@ -152,6 +153,7 @@ class Validation:
     data: Mapping[str, Any] | None = None
     agreement: tuple[Agreement, ...] = ()
     quality: Quality | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -167,6 +169,7 @@ class Validation:
             "data": None if self.data is None else dict(self.data),
             "agreement": [asdict(a) for a in self.agreement],
             "quality": asdict(self.quality) if self.quality else None,
+            "notes": list(self.notes),
             "drift": [asdict(d) for d in self.drift],
             "latency": asdict(self.latency) if self.latency else None,
         }
@@ -182,6 +185,8 @@ class Validation:
             console.print(_agreements(self.agreement))
         if self.quality:
             console.print(str(self.quality), soft_wrap=True)
+        for note in self.notes:
+            console.print(f"note: {note}", soft_wrap=True)
         if self.drift:
             table = Table(title="output drift on random inputs", title_justify="left")
             for name in ("output", "largest difference", "cosine"):
@@ -296,7 +301,8 @@ def validate(
             quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
     described = None if opened is None else pipeline.described(opened)
     latency = time_both(*sessions, feeds[0])
-    return Validation((), proof, drift, latency, mending, described, agreement, quality)
+    notes = () if opened is None else opened.notes
+    return Validation((), proof, drift, latency, mending, described, agreement, quality, notes)
 
 
 def _proven(graph: DependencyGraph, plan: Plan, candidate: Model) -> tuple[Equivalence, Mending | None]:

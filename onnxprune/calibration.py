@@ -102,8 +102,7 @@ class Calibration:
 
     def without(self, blocks: Sequence[Block], groups: int) -> dict[str, float]:
         """What the outputs lose when each of these residual blocks adds no more than its mean."""
-        probe = self.probe(_affordable(groups, len(blocks))[1])
-        return {block.name: probe.error_without(block) for block in blocks}
+        return self.probe(_affordable(groups, len(blocks))[1]).errors_without(blocks)
 
     def probe(self, samples: int) -> Probe:
         """One that runs on the first samples."""

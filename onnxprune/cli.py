@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
@@ -262,7 +263,7 @@ def inspect(model: Path, name: str | None, as_json: bool) -> None:
     """Show the groups of MODEL, and what is pinned and why."""
     blocks = Blocks(DependencyGraph(pipeline.open_model(model)))
     if name is not None:
-        lines = why(blocks.graph, name)
+        lines = why(blocks, name)
         click.echo(_json(lines) if as_json else "\n".join(map(printable, lines)))
     elif as_json:
         click.echo(_json(Inspection(blocks).as_dict()))
@@ -428,6 +429,14 @@ def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: boo
             raise UserError(f"{target}: the output is the input; choose another path with -o")
         if not target.parent.is_dir():
             raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")
+        if not _allowed(target.parent, os.W_OK) and all(_allowed(source, os.R_OK) for source in inputs):
+            raise UserError(
+                f"{target}: cannot write to the folder {target.parent} (Permission denied); choose another path"
+            )
+
+
+def _allowed(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _write(result: Result, target: Path, plan_out: Path | None, json_out: Path | None) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,7 @@ from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph, Group, PinnedAxis
 from onnxprune.errors import UserError
 from onnxprune.model import Node
+from onnxprune.naming import group_names
 
 SHOWN = 8  # members listed per group in the explanation of an axis
 
@@ -34,12 +35,14 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         cost = CostModel(self.graph)
+        labels = group_names(self.blocks)
         return {
             "model": self.graph.model.name,
             "prunable": {name: round(share, 6) for name, share in cost.prunable_share().items()},
             "groups": [
                 {
                     "name": group.name,
+                    "label": labels[group],
                     "size": group.size,
                     "role": self.blocks.role(group),
                     "channels_per_unit": group.stride,
@@ -70,18 +73,18 @@ class Inspection:
 
     def print(self, console: Console) -> None:
         cost = CostModel(self.graph)
+        labels = group_names(self.blocks)
         shares = cost.prunable_share()
         console.print(self.graph.model.name, soft_wrap=True)
         table = Table()
-        for name in ("group", "units", "role", "kind", "nodes", "params", "MACs"):
-            table.add_column(name, justify="left" if name in ("group", "role", "kind", "nodes") else "right")
-        for group in self.graph.groups:
+        for name in ("group", "channels", "kind", "nodes", "params", "MACs"):
+            justify: Literal["left", "right"] = "left" if name in ("group", "kind", "nodes") else "right"
+            table.add_column(name, justify=justify, overflow="fold")
+        for group, label in labels.items():
             share = cost.of_group(group.var)
-            units = str(group.size) + (f" x{group.stride}" if group.stride > 1 else "")
             table.add_row(
-                group.name,
-                units,
-                self.blocks.role(group),
+                label,
+                f"{group.size * group.stride:,}",
                 group.kind,
                 _listed(group),
                 f"{share['params']:.1%}",
@@ -97,13 +100,14 @@ class Inspection:
             named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             console.print(f"{len(self.blocks.residual)} residual blocks that --layers can remove ({named})")
         if self.blocks.cached:
-            console.print(f"attention heads are pinned by a key/value cache: {', '.join(self.blocks.cached)}")
+            cached = ", ".join(self.blocks.cached)
+            console.print(f"attention heads are pinned by a key/value cache: {cached}", soft_wrap=True)
         for text, found in sorted(_by_reason(self.graph.pinned).items()):
             names = ", ".join(dict.fromkeys(f"{p.tensor}:{p.axis}" for p in found[:3]))
-            console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}")
-        for group in self.graph.groups:
+            console.print(f"pinned: {text}: {names}{' ...' if len(found) > 3 else ''}", soft_wrap=True)
+        for group, label in labels.items():
             for reason in group.lossy[:1]:
-                console.print(f"lossy: {group.name}: {reason}")
+                console.print(f"lossy: {label}: {reason}", soft_wrap=True)
 
 
 def _listed(group: Group) -> str:
@@ -118,14 +122,15 @@ def _by_reason(pinned: list[PinnedAxis]) -> dict[str, list[PinnedAxis]]:
     return result
 
 
-def why(graph: DependencyGraph, name: str) -> list[str]:
+def why(blocks: Blocks, name: str) -> list[str]:
     """For each axis of what a node reads and makes (or of a tensor): its group and what is coupled to it,
     or why it is pinned.
 
     `name` is a node's or a tensor's name, or a pattern. Raises `UserError` if nothing matches.
     """
     lines: list[str] = []
-    groups = {group.var: group for group in graph.groups}
+    graph = blocks.graph
+    groups = {group.var: (group, label) for group, label in group_names(blocks).items()}
     for node in graph.model.nodes:
         tensors = [t for t in (*node.inputs, *node.outputs) if t]
         if fnmatch.fnmatchcase(node.label, name):
@@ -153,18 +158,20 @@ def _typed(graph: DependencyGraph, node: Node) -> Iterator[tuple[str, list[axes.
             yield tensor, typed
 
 
-def _explain(node: Node, tensor: str, typed: list[axes.Axis], groups: dict[axes.Var, Group]) -> Iterator[str]:
+def _explain(
+    node: Node, tensor: str, typed: list[axes.Axis], groups: Mapping[axes.Var, tuple[Group, str]]
+) -> Iterator[str]:
     for number, axis in enumerate(typed):
         where = f"{node.op} '{node.label}': axis {number} of '{tensor}' ({axis.extent})"
         free = [groups[var] for var in axes.free_vars(axis) if var in groups]
-        for group in free:
+        for group, label in free:
             kind = f"{group.kind}: {group.lossy[0]}" if group.lossy else group.kind
             others = [n.label for n in group.nodes if n is not node]
             coupled = ", ".join(others[:SHOWN]) + (
                 f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
             )
-            part = f" in part ({group.size} units)" if axes.resolve(axis) is not group.var else ""
-            yield f"{where}{part} is group {group.name} [{kind}], coupled to: {coupled or 'nothing else'}"
+            part = " in part" if axes.resolve(axis) is not group.var else ""
+            yield f"{where}{part} is group {label} [{kind}; {group.name} in plans], coupled to: {coupled or 'nothing else'}"
         reasons = dict.fromkeys(
             leaf.reason
             for leaf in axes.leaves(axes.resolve(axis))

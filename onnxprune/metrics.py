@@ -29,6 +29,7 @@ from onnxprune.runtime import Feeds, RunError, Session
 
 Outputs = Mapping[str, Any]
 SUM = 1e-3  # how far the sum of a distribution may be from 1
+ROOM = 2**30  # bytes of an original's outputs that are kept
 SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of 0 counts as this in a divergence
 
 
@@ -504,7 +505,7 @@ def default_metric(data: Data, outputs: Outputs) -> str:
 
 
 def evaluate(
-    model: onnx.ModelProto | Model | Path | Runner,
+    model: onnx.ModelProto | Model | Path | Runner | Iterable[Outputs],
     data: Data,
     measure: str | Callable[[], Metric],
     *,
@@ -513,8 +514,8 @@ def evaluate(
 ) -> float:
     """The metric of a model on data, in batches of up to `size`.
 
-    `original`, for agreement, is a model or its outputs on these batches (`outputs_of`), so that they need not
-    be computed again. Raises `UserError` where labels or the original are missing or a model does not run.
+    `original` is for agreement. In place of a model its outputs on these batches will do (`outputs_of`, `Recorded`),
+    so that they need not be computed again. Raises `UserError` where labels or the original are missing or a model does not run.
     """
     accumulated = (metric(measure) if isinstance(measure, str) else measure)()
     if accumulated.needs_labels and not data.labelled:
@@ -523,13 +524,10 @@ def evaluate(
         )
     if accumulated.needs_original and original is None:
         raise UserError(f"{accumulated.name} compares with the original, which was not given")
-    runner = _runner(model)
-    waiting: Iterator[Outputs] | None = None
-    if accumulated.needs_original and original is not None:
-        waiting = iter(original if isinstance(original, Iterable) else outputs_of(original, data, size))
+    made = _answers(model, data)
+    wanted = _answers(original, data) if accumulated.needs_original else None
     for batch in data.batches(size):
-        outputs = _run(runner, batch.feeds, data)
-        accumulated.update(outputs, None if waiting is None else next(waiting), batch.labels)
+        accumulated.update(made(batch.feeds), None if wanted is None else wanted(batch.feeds), batch.labels)
     return accumulated.result()
 
 
@@ -539,6 +537,37 @@ def outputs_of(
     """Outputs of each batch, one after the other."""
     runner = _runner(model)
     return (_run(runner, batch.feeds, data) for batch in data.batches(size))
+
+
+class Recorded:
+    """The first output of a model on each batch of data, as often as it is asked for: computed once and kept, up to
+    ROOM bytes; what is beyond is computed again."""
+
+    def __init__(self, model: onnx.ModelProto | Model | Path | Runner, data: Data, size: int = 16) -> None:
+        self._runner = _runner(model)
+        self._data = data
+        self._size = size
+        self._kept: list[Outputs] = []
+        self._room = ROOM
+        self._whole = False
+
+    def __iter__(self) -> Iterator[Outputs]:
+        ready = list(self._kept)
+        yield from ready
+        if self._whole:
+            return
+        for number, batch in enumerate(self._data.batches(self._size)):
+            if number < len(self._kept):
+                if number >= len(ready):  # somebody else has computed it meanwhile
+                    yield self._kept[number]
+                continue
+            name, value = next(iter(_run(self._runner, batch.feeds, self._data).items()))
+            size = getattr(value, "nbytes", self._room + 1)
+            if number == len(self._kept) and size <= self._room:
+                self._kept.append({name: value})
+                self._room -= size
+            yield {name: value}
+        self._whole = len(self._kept) == number + 1
 
 
 def compare(
@@ -559,6 +588,15 @@ def compare(
                 raise UserError(f"the model has no output '{printable(name)}', which the original has")
             found.setdefault(name, Comparison(name)).update(value, b[name], batch.count)
     return [comparison.result() for comparison in found.values()]
+
+
+def _answers(model: Any, data: Data) -> Callable[[Feeds], Outputs]:
+    """What gives a model's outputs on each batch, one after the other."""
+    if isinstance(model, Iterable):
+        waiting = iter(model)
+        return lambda _: next(waiting)
+    runner = _runner(model)
+    return lambda feeds: _run(runner, feeds, data)
 
 
 def _runner(model: Any) -> Runner:

@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnxprune import __version__, flow, metrics, passes, surgery
+from onnxprune import __version__, allocation, criteria, flow, metrics, passes, surgery
 from onnxprune.axes import Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.calibration import Calibration
@@ -28,6 +28,8 @@ from onnxprune.errors import InternalError, NothingToPrune, UserError
 from onnxprune.model import FLOATS, Layout, Model, expected_bytes, load, materialised, places, save
 from onnxprune.passes import Options, iterative, units
 from onnxprune.passes import fold as folding
+from onnxprune.passes.options import TARGETS
+from onnxprune.plan import Keep as KeepUnits
 from onnxprune.plan import Plan, SetWeight
 from onnxprune.repair import Repairs, repair
 from onnxprune.report import Change, Mended, Quality, Report
@@ -39,8 +41,13 @@ Progress = Callable[[str, float | None], None]
 """Called with the stage at work, and the share of it that is done, where that is known."""
 
 SAMPLES = 256  # to calibrate on
-MADE_UP = 128  # where there is no data
-TRIALS = 7  # of the bisection for the largest cut that a metric allows
+MADE_UP = 256  # where there is no data
+TRIALS = 12  # models that are made in search of the smallest one that a metric allows
+PROPOSALS = 4 * TRIALS  # shares that are asked for, of which several may come to the same model
+NEAR = 2.0**-7  # shares of the MACs that need not be told apart
+BELOW = (0.95, 0.9, 0.85, 0.8)  # of the least share that is known to hold, where to look for smaller ones
+MISSED = 0.02  # a share that misses its target by more deserves a note
+UNMEASURED = ", and nothing was measured on data"  # what notes on made-up inputs say
 
 
 def _quiet(_stage: str, _share: float | None) -> None:
@@ -105,9 +112,23 @@ class Inputs:
     judge: Spec | None = None
     metric: str | None = None
 
+    @property
+    def same(self) -> bool:
+        """Whether the metric is measured on the data that calibration takes its samples from."""
+        paths = [spec for spec in (self.data, self.judge) if isinstance(spec, str | os.PathLike)]
+        return (
+            self.judge is None
+            or self.judge is self.data
+            or (len(paths) == 2 and len(set(map(_real, paths))) == 1)
+        )
+
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise UserError(f"{self.samples} samples are too few to measure anything; take 2 or more")
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    return os.path.realpath(os.fspath(path))
 
 
 NO_DATA = Inputs()
@@ -121,15 +142,17 @@ class _Session:
         self.inputs = inputs
         self.clock = clock
         self.notes: list[str] = []
+        wishes = (inputs.judge, inputs.metric, options.max_drop)
+        self.judged = any(wish is not None for wish in wishes)  # whether the result is to be measured
         with clock("analyse"):
             self.blocks = Blocks(DependencyGraph(model))
         self.graph = self.blocks.graph
         self.data = self._data(options)
-        measured = self.data is not None and self.data.measured
-        self.options = options.resolved(measured, self.data is not None)
+        self.options = options.resolved(self.data is not None)
         self.calibration = None
         if self.data is not None:
-            self.notes += self.data.notes
+            found = self.data.notes
+            self.notes += [note.replace(UNMEASURED, "") for note in found] if self.judged else found
             self.calibration = Calibration(self.graph, self.data, clock.share)
 
     def _data(self, options: Options) -> Data | None:
@@ -152,16 +175,9 @@ class _Session:
         except UserError as error:
             if options.needs_data:
                 raise
-            self.notes.append(
-                f"no data was given, so nothing was repaired or measured on data: inputs cannot be made up ({error})"
-            )
+            nothing = "nothing was repaired" if self.judged else "nothing was repaired or measured on data"
+            self.notes.append(f"no data was given, so {nothing}: inputs cannot be made up ({error})")
             return None
-
-    @property
-    def judged(self) -> bool:
-        """Whether the result is to be measured."""
-        given = self.inputs
-        return given.judge is not None or given.metric is not None or self.options.max_drop is not None
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -209,21 +225,22 @@ class _Session:
 
 
 class Judge:
-    """A metric on data, and what the original scores."""
+    """A metric on data, and what the original scores; what metrics of agreement compare with is computed once."""
 
     def __init__(self, model: Model, data: Data, metric: str | None) -> None:
-        self.model = model
         self.data = data
-        self.metric = metric or metrics.default_metric(data, next(iter(metrics.outputs_of(model, data))))
-        self.higher = metrics.metric(self.metric)().higher_is_better
-        self.before = self(model.proto)
+        original = metrics.Recorded(model, data)
+        self.metric = metric or metrics.default_metric(data, next(iter(original)))
+        made = metrics.metric(self.metric)()
+        self.higher = made.higher_is_better
+        self._original = original if made.needs_original else None
+        self.before = metrics.evaluate(self._original or model, data, self.metric, original=self._original)
 
     def __call__(self, proto: onnx.ModelProto) -> float:
-        return metrics.evaluate(proto, self.data, self.metric, original=self.model)
+        return metrics.evaluate(proto, self.data, self.metric, original=self._original)
 
-    def drop(self, proto: onnx.ModelProto) -> float:
-        """How much worse a model is than the original, in the metric's unit."""
-        after = self(proto)
+    def drop(self, after: float) -> float:
+        """How much worse this score is than the original's, in the metric's unit."""
         return self.before - after if self.higher else after - self.before
 
 
@@ -261,15 +278,15 @@ def prune(
     if session.judged:
         with clock("evaluate"):
             session.judge  # noqa: B018  before any work is done, whatever is wrong with its data
+    ready = None
     if options.max_drop is not None:
-        plan = _smallest(session, options.max_drop)
-    else:
-        plan = session.plan()
+        ready = _smallest(session, options.max_drop)
+    plan = session.plan() if ready is None else ready.plan
     if plan.removes_nothing:
         raise NothingToPrune(_nothing(session.blocks, session.options))
     gone = session.blocks.gone(surgery.removed_blocks(session.blocks, plan))
     skipped = units.skipped_reasons(units.choose(session.blocks, session.options, gone))
-    return _finish(session, plan, skipped)
+    return _finish(session, plan, skipped, ready)
 
 
 def apply_plan(
@@ -318,32 +335,103 @@ def apply_plan(
     return _finish(session, plan, {})
 
 
-def _smallest(session: _Session, most: float) -> Plan:
-    """The plan of the least MACs whose repaired model loses no more than `most` of the metric; by bisection."""
-    judge = session.judge
-    low, high = 0.0, 1.0
-    best: Plan | None = None
-    for trial in range(TRIALS):
-        share = (low + high) / 2
-        session.clock.share("search", trial / TRIALS)
+@dataclass(frozen=True)
+class _Trial:
+    """A cut of the search, repaired and measured.
+
+    kept    the share of the MACs that it keeps
+    after   its score
+    """
+
+    plan: Plan
+    pruned: onnx.ModelProto = field(repr=False)
+    repairs: Repairs | None = field(repr=False)
+    kept: float
+    after: float
+
+
+def _smallest(session: _Session, most: float) -> _Trial:
+    """Of the cuts that `descent` proposes the one of the least MACs that, repaired, loses no more than `most` of
+    the metric. A cut that was tried before is not made again. Raises `NothingToPrune` if there is none."""
+    judge, name = session.judge, session.model.name
+    if not session.graph.groups and not session.blocks.residual:
+        raise NothingToPrune(_nothing(session.blocks, session.options))
+    if not math.isfinite(judge.before):
+        raise UserError(
+            f"{name}: --max-drop: {judge.metric} of the original is {judge.before}, from which nothing can be "
+            "subtracted; use another --metric"
+        )
+    best: _Trial | None = None
+    refused: UserError | None = None
+    tried: dict[object, bool] = {}
+    shares = descent()
+    share = next(shares)
+    for _ in range(PROPOSALS):
+        if len(tried) == TRIALS:
+            break
+        session.clock.share("search", len(tried) / TRIALS)
+        outcome = None
         try:
             plan = session.plan(("macs", share))
-        except UserError:
-            low = share
-            continue
-        pruned = session.cut(plan)
-        repairs = session.repaired(plan, pruned)
-        lost = 0.0 if plan.removes_nothing else judge.drop(pruned if repairs is None else repairs.proto)
-        if lost <= most:
-            high, best = share, plan
+        except UserError as error:
+            refused = error
         else:
-            low = share
-    if best is None or best.removes_nothing:
+            cut = tuple((e.group, e.units) if isinstance(e, KeepUnits) else e.block for e in plan.edits)
+            if cut not in tried:
+                trial = _tried(session, plan)
+                tried[cut] = holds = judge.drop(trial.after) <= most
+                if holds and not plan.removes_nothing and (best is None or trial.kept < best.kept):
+                    best = trial
+            outcome = tried[cut]
+        try:
+            share = shares.send(outcome)
+        except StopIteration:
+            break
+    if not tried and refused is not None:
+        raise refused
+    if best is None:
         raise NothingToPrune(
-            f"{session.model.name}: every cut that was tried loses more than {most:g} of {judge.metric} "
+            f"{name}: every cut that was tried loses more than {most:g} of {judge.metric} "
             f"(it is {judge.before:.4g}); no file was written"
         )
-    return replace(best, options={**best.options, "max_drop": most})
+    return replace(best, plan=replace(best.plan, options={**best.plan.options, "max_drop": most}))
+
+
+def _tried(session: _Session, plan: Plan) -> _Trial:
+    pruned = session.cut(plan)
+    repairs = session.repaired(plan, pruned)
+    with session.clock("evaluate"):
+        after = session.judge(pruned if repairs is None else repairs.proto)
+    whole = CostModel(session.graph)().macs
+    return _Trial(plan, pruned, repairs, _cost(session.blocks, plan).macs / max(whole, 1), after)
+
+
+def descent() -> Generator[float, bool | None, None]:
+    """Shares of the MACs to try, for the least that holds; is sent whether each does, or None where no cut is so small.
+
+    Bisection between the least that holds and the largest below it that does not. Scores are noisy, so that what fails
+    proves little about what is smaller: then places some steps BELOW the least that holds, and where one of them
+    holds, bisection again from there.
+    """
+    good, floor, looks = 1.0, 0.0, 0
+    failed: list[float] = []
+    while True:
+        low = max((share for share in failed if share < good), default=0.0)
+        low = max(low, floor)
+        if good - low > NEAR:
+            share = (low + good) / 2
+        elif looks < len(BELOW) and good * BELOW[looks] > max(floor, NEAR):
+            share = good * BELOW[looks]
+            looks += 1
+        else:
+            return
+        holds = yield share
+        if holds is None:
+            floor = share
+        elif holds:
+            good, looks = share, 0
+        else:
+            failed.append(share)
 
 
 @dataclass(frozen=True)
@@ -379,26 +467,26 @@ def fold(model: Model) -> Folded:
     return Folded(proto, external, model.files, nodes)
 
 
-def _finish(session: _Session, plan: Plan, skipped: dict[str, int]) -> Result:
+def _finish(session: _Session, plan: Plan, skipped: dict[str, int], ready: _Trial | None = None) -> Result:
+    """Cut, prove, repair and measure; `ready` is a plan's cut, repaired and measured, that is yet to be proven."""
     blocks, graph, model, clock = session.blocks, session.graph, session.model, session.clock
     keep = surgery.keep_masks(graph, plan)
     removed = surgery.removed_blocks(blocks, plan)
-    pruned = session.cut(plan)
+    pruned = session.cut(plan) if ready is None else ready.pruned
     with clock("prove"):
         proof = _prove(graph, plan, keep, removed, pruned)
-    repairs = session.repaired(plan, pruned)
+    repairs = session.repaired(plan, pruned) if ready is None else ready.repairs
     made = pruned if repairs is None else repairs.proto
     quality = None
     if session.judged:
         with clock("evaluate"):
             judge = session.judge
-            quality = Quality(
-                judge.metric, judge.data.source, judge.before, judge(made), described(judge.data)
-            )
-    cost = CostModel(graph, blocks.gone(removed))({var: int(mask.sum()) for var, mask in keep.items()})
+            after = judge(made) if ready is None else ready.after
+            quality = Quality(judge.metric, judge.data.source, judge.before, after, described(judge.data))
+    whole, cost = CostModel(graph)(), _cost(blocks, plan)
     report = Report(
         model.name,
-        CostModel(graph)(),
+        whole,
         _with_added(cost, pruned, made),
         _changes(blocks, plan),
         len(graph.groups),
@@ -406,7 +494,7 @@ def _finish(session: _Session, plan: Plan, skipped: dict[str, int]) -> Result:
         proof,
         skipped,
         pinned_reasons(graph),
-        (*session.notes, *_notes(blocks, plan)),
+        (*session.notes, *_seen(session), *_missed(plan, cost.ratio(whole)), *_notes(blocks, plan)),
         clock.seconds,
         provenance(model, plan),
         None if repairs is None else Mended(repairs.chosen, repairs.errors, repairs.layers),
@@ -414,6 +502,13 @@ def _finish(session: _Session, plan: Plan, skipped: dict[str, int]) -> Result:
         None if session.data is None else described(session.data),
     )
     return Result(made, model.external, model.files, plan, report)
+
+
+def _cost(blocks: Blocks, plan: Plan) -> Cost:
+    """Of what a plan leaves."""
+    graph, keep = blocks.graph, surgery.keep_masks(blocks.graph, plan)
+    gone = blocks.gone(surgery.removed_blocks(blocks, plan))
+    return CostModel(graph, gone)({var: int(mask.sum()) for var, mask in keep.items()})
 
 
 def _with_added(cost: Cost, pruned: onnx.ModelProto, made: onnx.ModelProto) -> Cost:
@@ -494,6 +589,42 @@ def _unsound(model: Model, plan: Plan, pruned: onnx.ModelProto, why: str) -> str
         f"{model.name}: the pruned model is wrong ({why}) and was not written; "
         f"this is a bug: please report it with the original model and {kept}"
     )
+
+
+def _seen(session: _Session) -> list[str]:
+    """What a score says nothing about: data that scores and repair have seen, or the other way about."""
+    data, options = session.data, session.options
+    used = (
+        options.repair != "none"
+        or criteria.needs_data(options.criterion)
+        or options.strategy in allocation.MEASURED
+    )
+    if data is None or not used or not session.judged:
+        return []
+    if not data.measured:
+        return ["scores and repair saw made-up inputs only; give some like those of --eval with --data"]
+    if not session.inputs.same:
+        return []
+    judge = session.judge
+    return [
+        f"{judge.metric} was measured on inputs that scores and repair have seen ({len(data)} of {len(judge.data)}); "
+        "give others with --eval"
+    ]
+
+
+def _missed(plan: Plan, kept: Mapping[str, float]) -> list[str]:
+    """That a target was overshot by far, as happens where whole blocks of channels go at once."""
+    if "max_drop" in plan.options:
+        return []
+    notes = []
+    for name in TARGETS:
+        wish, align = plan.options.get(name), plan.options.get("align")
+        if isinstance(wish, int | float) and kept[name] < wish - MISSED:
+            why = "units are large"
+            if isinstance(align, int) and align > 1:
+                why = f"counts are rounded to {align}, a smaller --align comes nearer"
+            notes.append(f"--{name} {wish:g} could not be met exactly: {kept[name]:.3f} is kept ({why})")
+    return notes
 
 
 def _notes(blocks: Blocks, plan: Plan) -> tuple[str, ...]:

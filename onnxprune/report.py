@@ -166,11 +166,13 @@ class Report:
             table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
         console.print(table)
         for role, change in self.changes.items():
-            console.print(_changed(role, change))
-        console.print(f"{self.cut} of {self.groups} groups cut{_counted(self.skipped, '; left alone')}")
+            console.print(_changed(role, change), soft_wrap=True)
+        console.print(
+            f"{self.cut} of {self.groups} groups cut{_counted(self.skipped, '; left alone')}", soft_wrap=True
+        )
         if self.equivalence is not None:
             for line in verdict(self.equivalence).splitlines():
-                console.print(line)
+                console.print(line, soft_wrap=True)
         if self.repair is not None:
             measured = self.data is not None and self.data["measured"]
             where = str(self.data["source"]) if measured and self.data is not None else "made-up inputs"
@@ -178,7 +180,7 @@ class Report:
         if self.quality is not None:
             console.print(str(self.quality), soft_wrap=True)
         for note in self.notes:
-            console.print(f"note: {note}")
+            console.print(f"note: {note}", soft_wrap=True)
 
 
 def verdict(equivalence: Equivalence) -> str:

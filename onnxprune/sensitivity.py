@@ -7,6 +7,7 @@ for them is the same as one that never had them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,17 +18,19 @@ from onnxprune.axes import Keep
 from onnxprune.blocks import Block
 from onnxprune.criteria.evidence import Evidence
 from onnxprune.data import Data
-from onnxprune.dependency import Group
+from onnxprune.dependency import DependencyGraph, Group
 from onnxprune.errors import UserError
-from onnxprune.model import Array, Model
+from onnxprune.model import FLOATS, Array, Model, copied_node, fresh_name
 from onnxprune.outputs import Distance, telling
+from onnxprune.plan import Rewire
 from onnxprune.readers import Reader
-from onnxprune.repair import channels, maps
+from onnxprune.repair import channels
 from onnxprune.repair.weights import Weights
 from onnxprune.runtime import Feeds, RunError, Session, inner
 from onnxprune.statistics import batch_size
 
 Outputs = Mapping[str, Array]
+BROADCASTING = 7  # the opset since which sums and products align shapes
 
 
 class Probe:
@@ -39,6 +42,7 @@ class Probe:
     def __init__(self, evidence: Evidence, data: Data) -> None:
         self.evidence = evidence
         self.graph = evidence.graph
+        self._data = data
         self._weights = Weights(self.graph.model)
         for reader in evidence.readers.all:
             if reader.bias is not None and not reader.bias.tensor:
@@ -47,15 +51,12 @@ class Probe:
         arrays = {name: self._model.array(name) for name in sorted(self._changeable())}
         self._fed: Feeds = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
         try:
-            self.distance = Distance(
-                self.graph.model, data, batch_size(data, self.graph.shapes, telling(self.graph.model))
-            )
+            size = batch_size(data, self.graph.shapes, telling(self.graph.model), batches=1)
+            self.distance = Distance(self.graph.model, data, size)
             proto = _fed_by(self._model.proto, self._fed)
             self._session = Session(proto, optimise="all", expose=inner(proto, self.distance.names))
         except RunError as error:
-            raise UserError(
-                f"{self.graph.model.name}: onnxruntime cannot run it on the data ({error})"
-            ) from None
+            raise self._unrunnable(error) from None
 
     def error(self, keep: Keep) -> float:
         """The distance of the outputs (see `outputs.Distance`) when all but the kept units are masked."""
@@ -67,15 +68,27 @@ class Probe:
             return True
         return any(o.role == "produce" and o.tensor in self._fed for o in group.occurrences)
 
-    def error_without(self, block: Block) -> float:
-        """The same when a residual block adds no more than its mean; infinite where that cannot be probed."""
-        branch, statistics = block.join.inputs[block.branch], self.evidence.statistics
-        for reader in self.evidence.readers.all:
-            end = reader.bias.node if reader.bias is not None else reader.node
-            known = statistics is not None and reader.source in statistics.fitted
-            if reader.bias is not None and reader.affine and known and end.outputs[0] == branch:
-                return self._error(self._constant(reader))
-        return float("inf")
+    def errors_without(self, blocks: Sequence[Block]) -> dict[str, float]:
+        """The same, by name, when one residual block adds no more than its mean, whatever its branch ends in.
+
+        The mean is over samples and positions, one value for each feature. Infinite where it cannot be told: in
+        bodies of If, Loop and Scan, and of features whose number changes with the data.
+        """
+        found = dict.fromkeys((block.name for block in blocks), math.inf)
+        usable = [block for block in blocks if self._can_be_switched(block)]
+        if not usable:
+            return found
+        try:
+            switches = _Switches(self.graph, usable)
+            means = switches.means(self._data)
+            for name, mean in means.items():
+                found[name] = self.distance.between(
+                    switches.run(batch.feeds, self.distance.names, name, mean)
+                    for batch in self.distance.batches
+                )
+        except RunError as error:
+            raise self._unrunnable(error) from None
+        return found
 
     def masked(self, keep: Keep) -> Changed:
         """The model with all but the kept units masked, for a metric."""
@@ -86,6 +99,20 @@ class Probe:
         return self.distance.of(proto)
 
     # -------------------------------------------------------------------------------------- inside
+
+    def _unrunnable(self, error: RunError) -> UserError:
+        return UserError(f"{self.graph.model.name}: onnxruntime cannot run it on the data ({error})")
+
+    def _can_be_switched(self, block: Block) -> bool:
+        """Whether what the block adds is a float tensor outside of bodies, with the same features for all data."""
+        branch, model, shapes = block.join.inputs[block.branch], self.graph.model, self.graph.shapes
+        here, there = shapes.shapes.get(branch, ()), (shapes.other or shapes).shapes.get(branch, ())
+        if not here or len(here) != len(there) or model.scopes.of(branch) or model.opset() < BROADCASTING:
+            return False
+        axis = features(self.graph, block)
+        element = shapes.elements.get(branch)
+        plain = element in FLOATS and onnx.helper.tensor_dtype_to_np_dtype(element).kind == "f"
+        return plain and here[axis] == there[axis] and None not in shapes.open.get(branch, ())[axis:][:1]
 
     def _changeable(self) -> set[str]:
         """Constants that a mask may change."""
@@ -123,29 +150,18 @@ class Probe:
         return changed
 
     def _mask_reader(self, reader: Reader, keep: Keep, changed: dict[str, Array]) -> None:
-        chosen = channels.lost(reader, keep)
-        statistics = self.evidence.statistics
-        names = self._of(reader)
-        if chosen is None or statistics is None or names[0] in changed:
+        names, statistics = self._of(reader), self.evidence.statistics
+        if statistics is None or names[0] in changed:
             return
-        groups, kept, made = chosen
-        whole = reader.matrix(self._fed[names[0]])
-        part = np.stack([whole[g][made[g]] for g in np.flatnonzero(groups)])
-        fitted, held = (m[reader.source].restricted(groups) for m in (statistics.fitted, statistics.held))
-        fix = maps.fit(reader, part, kept[groups], fitted, held)
-        shift = np.zeros(whole.shape[:2])
-        for i, g in enumerate(np.flatnonzero(groups)):
-            rows = np.flatnonzero(made[g])
-            whole[g, rows] = 0
-            whole[np.ix_([g], rows, np.flatnonzero(kept[g]))] = fix.weight[i]
-            if fix.shift is not None:
-                shift[g, rows] = fix.shift[i]
-        changed[names[0]] = reader.weight_of(whole).astype(self._fed[names[0]].dtype)
+        weight = self._fed[names[0]]
+        fitted = channels.fit(reader, weight, keep, statistics)
+        if fitted is None:
+            return
+        changed[names[0]] = fitted.weight.astype(weight.dtype)
         if reader.bias is not None:
             old = changed.get(names[1], self._fed[names[1]])
-            changed[names[1]] = (old + (shift.ravel() / reader.bias.scale).reshape(old.shape)).astype(
-                old.dtype
-            )
+            shift = (fitted.shift.ravel() / reader.bias.scale).reshape(old.shape)
+            changed[names[1]] = (old + shift).astype(old.dtype)
 
     def _mask_makers(self, group: Group, keep: Keep, changed: dict[str, Array]) -> None:
         """Units that no weight reads: what makes them is zero."""
@@ -161,21 +177,6 @@ class Probe:
                 np.moveaxis(array, occurrence.axis, 0)[gone] = 0
                 changed[name] = array
 
-    def _constant(self, reader: Reader) -> dict[str, Array]:
-        """The reader makes nothing but the mean of what it made."""
-        assert reader.bias is not None
-        names = self._of(reader)
-        weight, bias = (self._fed[name] for name in names)
-        matrix = reader.matrix(weight)
-        mean = np.einsum(
-            "goct,gc,t->go",
-            matrix,
-            self.evidence.moments(reader).mean,
-            maps.coverage(reader, matrix.shape[3]),
-        )
-        shifted = bias + (mean.ravel() / reader.bias.scale).reshape(bias.shape)
-        return {names[0]: np.zeros_like(weight), names[1]: shifted.astype(bias.dtype)}
-
 
 class Changed:
     """A model with some of its weights changed, as a `Runner` of metrics."""
@@ -186,6 +187,77 @@ class Changed:
 
     def run(self, feeds: Feeds, /) -> Outputs:
         return self._probe._run(feeds, self._changed)
+
+
+class _Switches:
+    """The model with a switch between each of these residual blocks and its stream: what the block adds becomes
+    branch * gate + level, of which gate (1 or 0) and level (of each feature) are fed."""
+
+    def __init__(self, graph: DependencyGraph, blocks: Sequence[Block]) -> None:
+        model = graph.model
+        taken = {name for node in model.nodes for name in (*node.inputs, *node.outputs)} | set(
+            model.constants
+        )
+        self._shapes = graph.shapes
+        self._branches: dict[str, tuple[str, int]] = {}  # by block: the tensor and its axis of features
+        self._inputs: dict[str, tuple[str, str]] = {}  # gate and level
+        self._open: Feeds = {}  # where nothing is switched off
+        edits = []
+        for block in blocks:
+            branch, axis = block.join.inputs[block.branch], features(graph, block)
+            shape, element = graph.shapes.shapes[branch], graph.shapes.elements[branch]
+            extents = [1] * len(shape)
+            extents[axis] = shape[axis]
+            gate, level, closed, made = (
+                fresh_name(f"{branch}.{what}", taken) for what in ("gate", "level", "closed", "switched")
+            )
+            join = copied_node(block.join.proto)
+            join.input[block.branch] = made
+            times = onnx.helper.make_node("Mul", [branch, gate], [closed])
+            plus = onnx.helper.make_node("Add", [closed, level], [made])
+            edits.append(Rewire(tuple(filter(None, join.output)), add=(times, plus, join)))
+            self._branches[block.name], self._inputs[block.name] = (branch, axis), (gate, level)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+            self._open |= {gate: np.ones((), dtype), level: np.zeros(extents, dtype)}
+        proto = _with_inputs(rewrite.edited(model, edits), self._open)
+        names = [*telling(model), *(branch for branch, _ in self._branches.values())]
+        self._session = Session(proto, optimise="all", expose=inner(proto, dict.fromkeys(names)))
+
+    def run(
+        self, feeds: Feeds, outputs: Sequence[str], without: str | None = None, mean: Array | None = None
+    ) -> Outputs:
+        """Outputs where one block, by name, adds this much."""
+        switched = dict(self._open)
+        if without is not None and mean is not None:
+            gate, level = self._inputs[without]
+            switched[gate] = np.zeros_like(switched[gate])
+            switched[level] = mean.astype(switched[level].dtype)
+        return self._session.run({**feeds, **switched}, outputs)
+
+    def means(self, data: Data) -> dict[str, Array]:
+        """By block the mean of its branch, in the shape of its level."""
+        names = list(dict.fromkeys(branch for branch, _ in self._branches.values()))
+        sums: dict[str, Array] = {}
+        counts = dict.fromkeys(self._branches, 0)
+        for batch in data.batches(batch_size(data, self._shapes, names)):
+            values = self.run(batch.feeds, names)
+            for name, (branch, axis) in self._branches.items():
+                value = values[branch]
+                rest = tuple(a for a in range(value.ndim) if a != axis % value.ndim)
+                total = value.sum(axis=rest, dtype=np.float64, keepdims=True)
+                sums[name] = sums[name] + total if name in sums else total
+                counts[name] += value.size // value.shape[axis]
+        return {name: total / max(counts[name], 1) for name, total in sums.items()}
+
+
+def features(graph: DependencyGraph, block: Block) -> int:
+    """The axis of a stream with the features of a token or pixel: the one whose width is free, where the graph
+    pins it axis 1 of images and the last of others."""
+    name = block.join.outputs[0]
+    free = [i for i, a in enumerate(graph.types.get(name) or []) if any(True for _ in axes.free_vars(a))]
+    if len(free) == 1:
+        return free[0]
+    return 1 if len(graph.shapes.shapes.get(name, ())) == 4 else -1
 
 
 def _fed_by(proto: onnx.ModelProto, fed: Mapping[str, Array]) -> onnx.ModelProto:
@@ -199,11 +271,16 @@ def _fed_by(proto: onnx.ModelProto, fed: Mapping[str, Array]) -> onnx.ModelProto
     nodes = [node for node in graph.node if not (node.op_type == "Constant" and node.output[0] in fed)]
     del graph.node[:]
     graph.node.extend(nodes)
-    listed = {value.name for value in graph.input}
+    return _with_inputs(model, fed)
+
+
+def _with_inputs(model: onnx.ModelProto, fed: Mapping[str, Array]) -> onnx.ModelProto:
+    """The same model, listing inputs of these names, types and shapes."""
+    listed = {value.name for value in model.graph.input}
     for name, array in fed.items():
         if name not in listed:
             element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, element, list(array.shape)))
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, element, list(array.shape)))
     return model
 
 

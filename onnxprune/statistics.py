@@ -25,23 +25,29 @@ from onnxprune.shapes import Shapes
 
 Progress = Callable[[float], None]
 
-LARGEST = 6144  # channels whose covariance is kept: above it, variances alone
+WIDE = 1024  # columns of a regression; above it float32 does
+PANEL = 256  # rows of a matrix that are worked on together
+LARGEST = 6144  # channels whose covariance is kept: above it those of blocks, no more numbers in all
 HELD = 4  # of so many batches one is held out
 BATCHES = 8  # at least, so that some can be held out
-ROWS, FEWEST = 64, 2**15  # positions that are looked at: for each channel, and at least
+ROWS, FEWEST = 32, 2**15  # positions that are looked at: for each channel, and at least
 ROOM = 2**28  # bytes of activations looked at together
 
 
 class Moments:
-    """Mean [groups, columns] and covariance [groups, columns, columns], streamed; without `full` the variances
-    alone [groups, columns].
+    """Mean [groups, columns] and covariance, streamed: of all columns [groups, columns, columns], or of contiguous
+    blocks of at most `width` of them (those of different blocks then count as uncorrelated).
+
+    scatter  [groups, blocks, width, width], sums; beyond the last column zero
     """
 
-    def __init__(self, groups: int, columns: int, full: bool = True) -> None:
+    def __init__(self, groups: int, columns: int, width: int | None = None) -> None:
+        blocks = -(-columns // (width or columns)) if columns else 1
+        self.width = -(-columns // blocks)
+        self.slices = [slice(at, min(at + self.width, columns)) for at in range(0, columns, self.width or 1)]
         self.count = 0
-        self.full = full
         self.mean: Floats = np.zeros((groups, columns))
-        self.scatter: Floats = np.zeros((groups, columns, columns) if full else (groups, columns))
+        self.scatter: Floats = np.zeros((groups, len(self.slices), self.width, self.width))
         self.absolute: Floats = np.zeros((groups, columns))
         self.active: Floats = np.zeros((groups, columns))
 
@@ -51,27 +57,36 @@ class Moments:
         if not number:
             return
         mean = rows.mean(axis=1, dtype=np.float64)
-        centred = (rows - mean[:, None, :]).astype(np.float32, copy=False)
-        if self.full:
-            scatter = np.matmul(centred.transpose(0, 2, 1), centred).astype(np.float64)
-        else:
-            scatter = np.einsum("gnc,gnc->gc", centred, centred).astype(np.float64)
+        centred = self._blocks(_centred(rows, mean))
+        scatter = np.matmul(centred.transpose(0, 1, 3, 2), centred)
         self.absolute += np.abs(rows).sum(axis=1, dtype=np.float64)
         self.active += (rows > 0).sum(axis=1)
         self._fold(number, mean, scatter)
 
-    def _fold(self, number: int, mean: Floats, scatter: Floats) -> None:
+    def _blocks(self, rows: Array) -> Array:
+        """[groups, n, columns] as [groups, blocks, n, width]."""
+        groups, number, columns = rows.shape
+        beyond = len(self.slices) * self.width - columns
+        padded = np.pad(rows, ((0, 0), (0, 0), (0, beyond))) if beyond else rows
+        return padded.reshape(groups, number, len(self.slices), self.width).transpose(0, 2, 1, 3)
+
+    def _fold(self, number: int, mean: Floats, scatter: Array) -> None:
         total = self.count + number
         delta = mean - self.mean
-        outer = np.einsum("ga,gb->gab", delta, delta) if self.full else np.square(delta)
-        self.scatter += scatter + outer * (self.count * number / total)
+        row = self._blocks(delta[:, None])
+        weight = self.count * number / total
+        self.scatter += scatter
+        if weight:
+            column = row.transpose(0, 1, 3, 2)
+            for at in range(0, self.width, PANEL):
+                self.scatter[:, :, at : at + PANEL] += column[:, :, at : at + PANEL] * (row * weight)
         self.mean += delta * (number / total)
         self.count = total
 
     def merged(self, other: Moments) -> Moments:
         """Of the rows of both."""
         groups, columns = self.mean.shape
-        both = Moments(groups, columns, self.full)
+        both = Moments(groups, columns, self.width)
         for part in (self, other):
             if part.count:
                 both._fold(part.count, part.mean, part.scatter)
@@ -83,39 +98,44 @@ class Moments:
         """Of some of the groups."""
         if groups.all():
             return self
-        part = Moments(int(groups.sum()), self.mean.shape[1], self.full)
+        part = Moments(0, self.mean.shape[1], self.width)
         part.count, part.mean, part.scatter = self.count, self.mean[groups], self.scatter[groups]
         part.absolute, part.active = self.absolute[groups], self.active[groups]
         return part
 
-    @property
-    def covariance(self) -> Floats:
-        """[groups, columns, columns], of the population; the diagonal alone where the rest was not kept."""
-        whole = self.scatter / max(self.count, 1)
-        return whole if self.full else np.einsum("gc,cd->gcd", whole, np.eye(whole.shape[1]))
+    def covariance(self, block: int = 0) -> Floats:
+        """Of the columns of a block (of all of them, where there is one), [groups, width, width], of the
+        population."""
+        size = self.slices[block].stop - self.slices[block].start
+        found: Floats = self.scatter[:, block, :size, :size] / max(self.count, 1)
+        return found
 
     @property
     def variance(self) -> Floats:
         """[groups, columns]."""
-        found: Floats = np.einsum("gcc->gc", self.scatter) if self.full else self.scatter
-        return found / max(self.count, 1)
+        diagonal = np.einsum("gbcc->gbc", self.scatter).reshape(len(self.mean), -1)
+        found: Floats = diagonal[:, : self.mean.shape[1]] / max(self.count, 1)
+        return found
 
-    def second(self, centred: bool) -> Floats:
-        """The covariance, or the second moments about zero."""
-        if centred:
-            return self.covariance
-        return np.asarray(self.covariance + np.einsum("ga,gb->gab", self.mean, self.mean))
+    def second(self, centred: bool, block: int = 0) -> Floats:
+        """The covariance of a block, or its second moments about zero."""
+        covariance, mean = self.covariance(block), self.mean[:, self.slices[block]]
+        return covariance if centred else np.asarray(covariance + np.einsum("ga,gb->gab", mean, mean))
 
 
 class Regression:
-    """Moments of columns x [groups, n, a] and of what is to be explained by them, e [groups, n, b], streamed."""
+    """Moments of columns x [groups, n, a] and of what is to be explained by them, e [groups, n, b], streamed.
+
+    Kept in float64, above `WIDE` columns in float32, as products of rows are.
+    """
 
     def __init__(self, groups: int, columns: int, outputs: int) -> None:
+        kind = np.float64 if columns <= WIDE else np.float32
         self.count = 0
         self.x: Floats = np.zeros((groups, columns))
         self.e: Floats = np.zeros((groups, outputs))
-        self.xx: Floats = np.zeros((groups, columns, columns))
-        self.xe: Floats = np.zeros((groups, columns, outputs))
+        self.xx: Floats = np.zeros((groups, columns, columns), kind)
+        self.xe: Floats = np.zeros((groups, columns, outputs), kind)
         self.ee: Floats = np.zeros((groups, outputs))
 
     def add(self, x: Array, e: Array) -> None:
@@ -123,8 +143,7 @@ class Regression:
         if not x.shape[1]:
             return
         x_mean, e_mean = x.mean(axis=1, dtype=np.float64), e.mean(axis=1, dtype=np.float64)
-        cx = (x - x_mean[:, None, :]).astype(np.float32, copy=False)
-        ce = (e - e_mean[:, None, :]).astype(np.float32, copy=False)
+        cx, ce = _centred(x, x_mean), _centred(e, e_mean)
         turned = cx.transpose(0, 2, 1)
         squares = np.einsum("gno,gno->go", ce, ce, dtype=np.float64)
         self._fold(x.shape[1], x_mean, e_mean, np.matmul(turned, cx), np.matmul(turned, ce), squares)
@@ -134,44 +153,59 @@ class Regression:
         weight = self.count * number / total
         dx, de = x - self.x, e - self.e
         self.xx += xx
-        self.xx += dx[:, :, None] * (dx[:, None, :] * weight)
         self.xe += xe
-        self.xe += dx[:, :, None] * (de[:, None, :] * weight)
+        if weight:
+            for at in range(0, dx.shape[1], PANEL):
+                here = slice(at, at + PANEL)
+                self.xx[:, here] += dx[:, here, None] * (dx[:, None, :] * weight)
+                self.xe[:, here] += dx[:, here, None] * (de[:, None, :] * weight)
         self.ee += ee + np.square(de) * weight
         self.x += dx * (number / total)
         self.e += de * (number / total)
         self.count = total
 
+    def absorb(self, other: Regression) -> None:
+        """Fold in the rows of another."""
+        if other.count:
+            self._fold(other.count, other.x, other.e, other.xx, other.xe, other.ee)
+
     def merged(self, other: Regression) -> Regression:
         """Of the rows of both."""
         groups, columns = self.x.shape
         both = Regression(groups, columns, self.e.shape[1])
-        for part in (self, other):
-            if part.count:
-                both._fold(part.count, part.x, part.e, part.xx, part.xe, part.ee)
+        both.absorb(self)
+        both.absorb(other)
         return both
 
     def moments(self, centred: bool) -> tuple[Floats, Floats]:
-        """Mean products (xx, xe): about the means, or about zero."""
+        """Mean products (xx, xe): about the means, or about zero. New arrays."""
         n = max(self.count, 1)
-        if centred:
-            return self.xx / n, self.xe / n
-        return (
-            self.xx / n + self.x[:, :, None] * self.x[:, None, :],
-            self.xe / n + self.x[:, :, None] * self.e[:, None, :],
-        )
+        xx, xe = self.xx / n, self.xe / n
+        if not centred:
+            for at in range(0, xx.shape[1], PANEL):
+                here = slice(at, at + PANEL)
+                xx[:, here] += self.x[:, here, None] * self.x[:, None, :]
+                xe[:, here] += self.x[:, here, None] * self.e[:, None, :]
+        return xx, xe
 
     def error(self, weight: Floats | None = None, shift: Floats | None = None) -> float:
         """Mean over rows of |e - x weight - shift|^2, weight [groups, columns, outputs]."""
         n = max(self.count, 1)
-        scatter = self.ee.sum() / n
+        scatter = float(self.ee.sum())
         away = self.e
         if weight is not None:
-            scatter += np.sum(weight * ((self.xx / n) @ weight - 2 * self.xe / n))
+            rounded = weight.astype(self.xx.dtype, copy=False)
+            scatter += float(np.sum(rounded * (self.xx @ rounded - 2 * self.xe), dtype=np.float64))
             away = away - np.einsum("gc,gco->go", self.x, weight)
         if shift is not None:
             away = away - shift
-        return float(max(scatter, 0.0) + np.square(away).sum())
+        return float(max(scatter / n, 0.0) + np.square(away).sum())
+
+
+def _centred(rows: Array, mean: Floats) -> Array:
+    """Rows [groups, n, columns] less their mean, float32; the difference is taken in float64."""
+    found = np.empty(rows.shape, np.float32)
+    return np.subtract(rows, mean[:, None, :], out=found, casting="same_kind")
 
 
 @dataclass(frozen=True)
@@ -195,9 +229,8 @@ def collect(
     Raises `UserError` if onnxruntime cannot run the model on the data, or if what it computes is not finite.
     """
     wanted = list(dict.fromkeys(sources))
-    full = {source: source.size <= LARGEST for source in wanted}
-    fitted = {s: Moments(s.groups, s.size, full[s]) for s in wanted}
-    held = {s: Moments(s.groups, s.size, full[s]) for s in wanted}
+    fitted = {s: Moments(s.groups, s.size, width(s.size)) for s in wanted}
+    held = {s: Moments(s.groups, s.size, width(s.size)) for s in wanted}
     places = {source: place for place, source in enumerate(wanted)}
     portions = _portions(wanted, shapes)
     size = batch_size(data, shapes, [s.tensor for s in wanted])
@@ -230,6 +263,11 @@ def collect(
     return Statistics(fitted, held, len(data))
 
 
+def width(channels: int) -> int:
+    """Channels of a block whose covariance is kept."""
+    return channels if channels <= LARGEST else max(LARGEST**2 // channels, 1)
+
+
 def is_held(batch: int) -> bool:
     """Whether a batch is held out, by its number: the second of four, so that two batches are enough."""
     return batch % HELD == 1
@@ -239,10 +277,10 @@ def _unrunnable(model: Model, error: RunError) -> UserError:
     return UserError(f"{model.name}: onnxruntime cannot run it on the data ({error})")
 
 
-def batch_size(data: Data, shapes: Shapes, tensors: Sequence[str]) -> int:
-    """Samples to run together: few enough for memory, and for several batches."""
+def batch_size(data: Data, shapes: Shapes, tensors: Sequence[str], batches: int = BATCHES) -> int:
+    """Samples to run together: few enough for memory, and for so many batches."""
     elements = sum(math.prod(shapes.shapes.get(tensor, ())[1:]) for tensor in set(tensors))
-    return max(min(32, ROOM // max(4 * elements, 1), len(data) // BATCHES), 1)
+    return max(min(32, ROOM // max(4 * elements, 1), len(data) // batches), 1)
 
 
 def _portions(sources: Sequence[Source], shapes: Shapes) -> list[list[Source]]:
@@ -250,9 +288,8 @@ def _portions(sources: Sequence[Source], shapes: Shapes) -> list[list[Source]]:
     portions: list[list[Source]] = [[]]
     used = 0
     for source in sources:
-        size = 4 * math.prod(shapes.shapes.get(source.tensor, ())[1:]) + 16 * source.groups * (
-            min(source.size, LARGEST) ** 2 if source.size <= LARGEST else source.size
-        )
+        activations = math.prod(shapes.shapes.get(source.tensor, ())[1:])
+        size = 4 * activations + 16 * source.groups * source.size * width(source.size)
         if portions[-1] and used + size > 8 * ROOM:
             portions.append([])
             used = 0

@@ -30,6 +30,7 @@ from onnxprune.dependency import DependencyGraph, Group
 from onnxprune.errors import UserError
 from onnxprune.metrics import Runner
 from onnxprune.model import Model, atomic
+from onnxprune.naming import group_names
 from onnxprune.plan import Plan, Remove
 from onnxprune.repair import repair
 from onnxprune.runtime import Session
@@ -78,7 +79,8 @@ class Asked:
 class Entry:
     """One cut, alone.
 
-    part    the group, or the residual block
+    part    the group, or the residual block: its name in plans
+    label   its name for people (`naming`)
     role    the group's, or `layer`
     ratio   the share that was asked for; None for a block
     units   before; `kept`, after (of a block 1 and 0)
@@ -87,6 +89,7 @@ class Entry:
     """
 
     part: str
+    label: str
     role: str
     ratio: float | None
     units: int
@@ -102,7 +105,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; `complete` unless it was interrupted. Entries are sorted by what they lose."""
+    """What was found; `complete` unless it was interrupted. Entries are sorted by what they lose; `notes` are those
+    of the data."""
 
     model: str
     digest: str
@@ -114,6 +118,7 @@ class Survey:
     params: int
     entries: tuple[Entry, ...] = field(repr=False)
     complete: bool = True
+    notes: tuple[str, ...] = ()
 
     def head(self) -> dict[str, Any]:
         """What must agree for one survey to go on where another stopped."""
@@ -129,6 +134,7 @@ class Survey:
         return {
             **self.head(),
             "complete": self.complete,
+            "notes": list(self.notes),
             "before": {"metric": self.before, "macs": self.macs, "params": self.params},
             "entries": [asdict(entry) for entry in self.entries],
         }
@@ -137,7 +143,7 @@ class Survey:
         return json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
 
     def print(self, console: Console) -> None:
-        """A line for each group and block, the least sensitive first, a column for each share."""
+        """A line for each group and block, the least sensitive first, a column for each share; blocks go whole."""
         console.print(self.model, soft_wrap=True)
         if self.before is None:
             console.print("error of the outputs, as a share of their energy, when one part alone goes")
@@ -148,18 +154,18 @@ class Survey:
         ratios = sorted({entry.ratio for entry in self.entries if entry.ratio is not None})
         table = Table()
         table.add_column("group or block", overflow="fold")
-        table.add_column("role")
-        for name in ("units", *(f"-{ratio:.0%}" for ratio in ratios), "MACs left"):
+        whole: list[float | None] = [None] if any(entry.ratio is None for entry in self.entries) else []
+        shares = [*ratios, *whole]
+        for name in (*(f"-{1 if share is None else share:.0%}" for share in shares), "MACs left"):
             table.add_column(name, justify="right")
         for entries in self._parts():
             drops = {entry.ratio: entry for entry in entries}
             last = entries[-1]
-            cells = [_shown(drops[ratio]) if ratio in drops else "" for ratio in ratios]
-            if last.ratio is None:
-                cells[-1:] = [_shown(last)]
-            units = "" if last.ratio is None else f"{last.units:,}"
-            table.add_row(last.part, last.role, units, *cells, f"{last.macs / max(self.macs, 1):.1%}")
+            cells = [_shown(drops[share]) if share in drops else "" for share in shares]
+            table.add_row(last.label, *cells, f"{last.macs / max(self.macs, 1):.1%}")
         console.print(table)
+        for note in self.notes:
+            console.print(f"note: {note}", soft_wrap=True)
 
     def _parts(self) -> list[list[Entry]]:
         """Entries of each part by ratio, the parts by their mean drop."""
@@ -277,7 +283,7 @@ class _Run:
         options = {"ratios": list(self.ratios), "criterion": self.criterion, "seed": self.seed}
         return Survey(
             self.graph.model.name, self.graph.model.digest(), self.data.provenance, options, self.metric,
-            self.before, cost.macs, cost.params, tuple(entries), complete,
+            self.before, cost.macs, cost.params, tuple(entries), complete, self.data.notes,
         )  # fmt: skip
 
     def _save(self, complete: bool) -> None:
@@ -295,15 +301,16 @@ class _Run:
     # ------------------------------------------------------------------------------------- measuring
 
     def _cuts(self) -> Iterator[_Cut]:
+        labels = group_names(self.blocks)
         for group in self.groups:
             role = self.blocks.role(group)
             for ratio in self.ratios:
                 kept = max(group.size - max(round(group.size * ratio), 1), 1)
                 cost = self.whole({group.var: kept})
-                yield _Cut(group.name, role, ratio, group.size, kept, cost, group=group)
+                yield _Cut(group.name, labels[group], role, ratio, group.size, kept, cost, group=group)
         for block in self.blocks.residual:
             cost = CostModel(self.graph, self.blocks.gone([block]))()
-            yield _Cut(block.name, "layer", None, 1, 0, cost)
+            yield _Cut(block.name, f"{block.name} ({block.kind} block)", "layer", None, 1, 0, cost)
 
     def _judge(self, probe: Probe) -> None:
         """What the whole scores."""
@@ -345,6 +352,7 @@ class _Cut:
     """One thing to measure: a group with so many units kept, or a residual block."""
 
     part: str
+    label: str
     role: str
     ratio: float | None
     units: int
@@ -358,8 +366,9 @@ class _Cut:
 
     def entry(self, drop: float | None) -> Entry:
         return Entry(
-            self.part, self.role, self.ratio, self.units, self.kept, drop, self.cost.macs, self.cost.params
-        )
+            self.part, self.label, self.role, self.ratio, self.units, self.kept, drop,
+            self.cost.macs, self.cost.params,
+        )  # fmt: skip
 
 
 def _taken_up(path: Path, head: Mapping[str, Any]) -> dict[Key, Entry]:
@@ -391,9 +400,8 @@ def _entry(stated: Mapping[str, Any]) -> Entry:
     """Raises `TypeError` for what is no entry."""
     entry = Entry(**stated)
     numbers: Sequence[Any] = (entry.units, entry.kept, entry.macs, entry.params)
-    sound = (
-        all(type(n) is int for n in numbers) and isinstance(entry.part, str) and isinstance(entry.role, str)
-    )
+    texts = entry.part, entry.label, entry.role
+    sound = all(type(n) is int for n in numbers) and all(isinstance(text, str) for text in texts)
     if not sound or not all(x is None or type(x) in (int, float) for x in (entry.ratio, entry.drop)):
         raise TypeError("no entry")
     return entry

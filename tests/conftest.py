@@ -1,6 +1,12 @@
-"""Options of the test run: heavy tests wait for `-m slow`, snapshots are rewritten on request."""
+"""Options of the test run: heavy tests wait for `-m slow`, snapshots are rewritten on request; fixtures of several files."""
 
 from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +22,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.markexpr:
         config.option.markexpr = "not slow"
+
+
+@pytest.fixture
+def powerless(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """A context in which file permissions hold, even where the tests run as root."""
+    temporary = Path(tempfile.gettempdir())
+    on_the_way = {tmp_path: tmp_path.stat().st_mode}
+    if os.geteuid() == 0:  # let others in for a while
+        for path in (temporary, *tmp_path.parents, *temporary.parents):
+            if path.stat().st_mode & 0o005 != 0o005:
+                on_the_way[path] = path.stat().st_mode
+        for path, mode in on_the_way.items():
+            path.chmod(mode | 0o055)
+        temporary.chmod(0o777)
+
+    @contextmanager
+    def drop() -> Iterator[None]:
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(before)
+
+    yield drop
+    for path, mode in on_the_way.items():
+        path.chmod(mode)

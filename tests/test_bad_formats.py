@@ -31,10 +31,11 @@ from onnxprune.model import load
 from onnxprune.sizes import assignments
 from tests.mutations import mutate
 from tests.small import check_refused, floats, net, run, shrink, weight, write
-from tests.test_bad_input import _command, apply, listing, plan_of, powerless, refused, temporary
+from tests.test_bad_input import _command, apply, listing, plan_of, refused, temporary
 
-__all__ = ["powerless", "temporary"]  # fixtures
+__all__ = ["temporary"]  # a fixture
 node = helper.make_node
+QUICK = ("--channels", "0.5", "--align", "1", "--criterion", "l2", "--repair", "none")
 WIDE = 4200  # neurons, so that either weight takes more than a megabyte
 Edit = Callable[[onnx.ModelProto, onnx.NodeProto], object]
 
@@ -268,6 +269,7 @@ def test_a_data_file_that_may_not_be_read(
 ) -> None:
     path = moved_out(mlp(), tmp_path)
     (tmp_path / "data.bin").chmod(0)
+    tmp_path.chmod(0o777)
     with powerless():
         check_refused(shrink(path), "'data.bin' of tensor 'w1' cannot be read (Permission denied)")
 
@@ -330,10 +332,10 @@ def test_outputs_over_the_data_file(tmp_path: Path) -> None:
     before = listing(tmp_path)
     data, small = tmp_path / "data.bin", tmp_path / "small.onnx"
     for command in (
-        ("shrink", path, "--channels", 0.5, "--align", 1, "-o", data),
-        ("shrink", path, "--channels", 0.5, "--align", 1, "-o", small, "--plan-out", data),
-        ("shrink", path, "--channels", 0.5, "--align", 1, "-o", small, "--json", data),
-        ("plan", path, "--channels", 0.5, "--align", 1, "-o", data),
+        ("shrink", path, *QUICK, "-o", data),
+        ("shrink", path, *QUICK, "-o", small, "--plan-out", data),
+        ("shrink", path, *QUICK, "-o", small, "--json", data),
+        ("plan", path, *QUICK, "-o", data),
         ("apply", path, tmp_path / "good.json", "-o", data),
         ("apply", path, tmp_path / "good.json", "-o", small, "--json", data),
     ):
@@ -386,7 +388,7 @@ def test_an_interrupt_leaves_nothing(
     path = moved_out(mlp(100_000), tmp_path)
     before = {p.name: p.stat() for p in tmp_path.iterdir()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "onnxprune", "shrink", str(path), "--channels", "0.1", "--align", "1"],
+        [sys.executable, "-m", "onnxprune", "shrink", str(path), *QUICK],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -110,34 +110,6 @@ def test_missing_models_folders_and_devices(tmp_path: Path) -> None:
     check_refused(shrink(tmp_path), tmp_path, "is a directory")
     check_refused(shrink(tmp_path / "no" / "folder.onnx"), "folder.onnx", "No such file")
     check_refused(run("inspect", "/dev/zero"), "/dev/zero", "a device")
-
-
-@pytest.fixture
-def powerless(tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """A context in which file permissions hold, even where the tests run as root."""
-    temporary = Path(tempfile.gettempdir())
-    on_the_way = {tmp_path: tmp_path.stat().st_mode}
-    if os.geteuid() == 0:  # let others in for a while
-        for path in (temporary, *tmp_path.parents, *temporary.parents):
-            if path.stat().st_mode & 0o005 != 0o005:
-                on_the_way[path] = path.stat().st_mode
-        for path, mode in on_the_way.items():
-            path.chmod(mode | 0o055)
-        temporary.chmod(0o777)
-
-    @contextmanager
-    def drop() -> Iterator[None]:
-        before = os.geteuid()
-        if before == 0:
-            os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(before)
-
-    yield drop
-    for path, mode in on_the_way.items():
-        path.chmod(mode)
 
 
 def test_an_unreadable_model(model: Path, powerless: Callable[[], AbstractContextManager[None]]) -> None:

@@ -6,7 +6,8 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from models.recurrent import RECURRENT
 from onnxprune.data import PRESETS, Batch, Data, Preprocess, batches, open_data, sources, synthetic
 from onnxprune.data.batches import Interface
-from onnxprune.data.made_up import pink
+from onnxprune.data.patterns import pink
 from onnxprune.errors import UserError
 from onnxprune.model import Array, Model
 from onnxprune.runtime import Session
@@ -145,11 +146,26 @@ def test_a_fixed_batch_drops_the_rest() -> None:
     data = opened({"x": normal(11, 3)}, single(4, 3), samples=None)
     assert [batch.count for batch in data.batches(16)] == [4, 4]
     assert len(data) == 8
-    assert any("last 3" in note for note in data.notes)
+    assert "left out at the end: 3 samples, since runs take 4 at a time" in data.notes
     assert len(data.subset(7)) == 4
-    with pytest.raises(UserError, match="do not make one run"):
-        data.subset(3)
-    refused({"x": normal(3, 3)}, single(4, 3), "takes 4 at a time")
+    assert len(data.subset(3)) == 4
+    assert np.array_equal(rows(data.subset(3)), rows(data)[:4])
+    refused({"x": normal(3, 3)}, single(4, 3), "3 samples;", "takes 4 at a time")
+
+
+def test_runs_of_a_size_that_the_model_does_not_take() -> None:
+    """Whether the batch is stated, or fixed by the graph behind an input that states none."""
+    runs = [{"x": normal(k, 3, 4, seed=k)} for k in (1, 1)]
+    refused(lambda: runs, single(4, 3, 4), "sample 0: holds a batch of 1", "net runs on batches of 4 only")
+    refused(lambda: [{"x": normal(4, 3, 5)}] * 2, single(4, 3, 4), "[4, 3, 5]", "float32[4, 3, 4] for a run")
+    nodes = [node("Reshape", ["x", "s"], ["a"]), node("MatMul", ["a", "w"], ["y"])]
+    stored = [numpy_helper.from_array(np.array([2, 12]), "s"), weight("w", 12, 2)]
+    graph = helper.make_graph(nodes, "net", [floats("x", 2, 3, 4)], [floats("y", 2, 2)], stored)
+    model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    refused(lambda: runs, model, "holds a batch of 1", "on batches of 2 only")
+    pair = passing(floats("a", "n", 3), floats("b", "n", 2))
+    refused(lambda: [{"a": normal(4, 3), "b": normal(3, 2)}], pair, "different numbers", "'a' 4, 'b' 3")
+    refused(lambda: [{"x": normal(0, 3)}], single("n", 3), "holds no samples")
 
 
 def test_whole_runs_are_neither_parted_nor_joined() -> None:
@@ -161,6 +177,7 @@ def test_whole_runs_are_neither_parted_nor_joined() -> None:
     assert all(np.array_equal(b.feeds["x"], r["x"]) for b, r in zip(found, runs, strict=True))
     assert len(data) == 9
     assert len(data.subset(8)) == 4
+    assert [len(data.subset(count)) for count in (1, 2, 3, 9)] == [2, 2, 2, 9]
 
 
 def test_models_without_a_batch_axis_get_whole_runs() -> None:
@@ -313,7 +330,8 @@ def test_names() -> None:
     a, b = normal(8, 3), normal(8, 2)
     assert np.array_equal(rows(opened({"a": a, "b": b}, model), "b"), _drawn(b))
     refused({"a": a}, model, "'b'", "missing")
-    refused({"a": a, "b": b, "c\n": b}, model, "'c\\n'", "no input")
+    more = opened({"a": a, "b": b, "c\n": b}, model)
+    assert more.notes[0] == "not used, being neither inputs nor labels: 'c\\n'"
     refused({"a": a, "b": b[:7]}, model, "'a' 8, 'b' 7")
     refused({"a": a, "b": b, "y": np.arange(8), "label": np.arange(8)}, model, "both")
     refused(lambda: [{"a": a[0]}, {"a": a[1]}], model, "'b'", "missing")
@@ -325,8 +343,59 @@ def test_names() -> None:
     )
 
 
+@pytest.mark.parametrize("name", sources.LABELS)
+def test_usual_names_of_labels(name: str) -> None:
+    assert np.array_equal(
+        labels(opened({"x": normal(40, 3), name: np.arange(40)}, single("n", 3))), _drawn(np.arange(40))
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "others", "words"),
+    [
+        (["image"], ["image", "imgae"], ["'imgae' is no input", "misspelt 'image'"]),
+        (["image"], ["image", "Image"], ["'Image' is no input", "misspelt 'image'"]),
+        (["image"], ["images", "ids"], ["input 'image'", "is missing; rename 'images'"]),
+        (["input_ids", "mask"], ["input_ids", "masks"], ["input 'mask'", "rename 'masks'"]),
+        (["image"], ["image", "lables"], ["'lables' is no name of labels", "misspelt 'labels'"]),
+        (["image"], ["image", "lables", "labels"], None),
+        (["image"], ["image", "image_id", "weights"], None),
+        (["input_1"], ["input_1", "input_2"], None),
+        (["input_ids", "mask"], ["input_ids", "mask", "token_type_ids", "idx"], None),
+    ],
+)
+def test_names_that_are_neither_inputs_nor_labels(
+    inputs: list[str], others: list[str], words: list[str] | None, tmp_path: Path
+) -> None:
+    """What may be a misspelt input or misspelt labels is refused; anything else is named in a note."""
+    model = passing(*[floats(name, "n", 3) for name in inputs])
+    arrays: dict[str, Any] = {name: normal(40, 3, seed=i) for i, name in enumerate(others)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    for spec in (arrays, tmp_path / "a.npz"):
+        if words is not None:
+            refused(spec, model, *words)
+            continue
+        notes = opened(spec, model).notes
+        left = [name for name in others if name not in (*inputs, "labels")]
+        assert len(notes) == 1
+        assert notes[0].startswith("not used, being neither inputs nor labels: ")
+        assert all(f"'{name}'" in notes[0] for name in left)
+
+
+@pytest.mark.parametrize(
+    ("runs", "size", "told"), [(1, 64, True), (3, 16, True), (4, 16, False), (40, 1, False)]
+)
+def test_few_runs_are_told(runs: int, size: int, told: bool) -> None:
+    """Of runs with their batch axis; single samples make as many runs as are wanted."""
+    notes = opened(lambda: [normal(size, 3, seed=i) for i in range(runs)], single("n", 3), samples=None).notes
+    assert any(f"{runs * size} samples in {runs} run" in note for note in notes) == told
+    assert opened({"x": normal(runs * size, 3)}, single("n", 3), samples=None).notes == ()
+
+
 def test_few_samples_are_told() -> None:
-    assert any("only 31" in note for note in opened({"x": normal(31, 3)}, single("n", 3)).notes)
+    few = opened({"x": normal(31, 3)}, single("n", 3)).notes
+    assert few == ("only 31 samples: statistics of so few are rough; 32 samples or more are better",)
+    refused({"x": normal(1, 3)}, single("n", 3), "holds 1 sample; at least 2 are needed")
     assert opened({"x": normal(32, 3)}, single("n", 3)).notes == ()
     refused({"x": normal(32, 3)}, single("n", 3), "too few", samples=1)
 
@@ -444,13 +513,45 @@ def test_paths_that_hold_no_data(tmp_path: Path) -> None:
     refused(tmp_path / "none", single("n", 3), "does not exist")
     refused("a\0b", single("n", 3), "does not exist")
     refused("nowhere:", single("n", 3), "does not exist")
+    refused("a" * 300, single("n", 3), "cannot be read: File name too long")
     refused(tmp_path, single("n", 3, 8, 8), "holds no images")
     (tmp_path / "a.txt").write_text("1 2 3")
     refused(tmp_path / "a.txt", single("n", 3), "is not data")
+    np.save(tmp_path / "a.npy", normal(8, 3))
+    np.savez(tmp_path / "b.npz", x=normal(8, 3))
+    for source, name, words in (("a.npy", "a.npz", "call it .npy"), ("b.npz", "b.npy", "call it .npz")):
+        (tmp_path / name).write_bytes((tmp_path / source).read_bytes())
+        refused(tmp_path / name, single("n", 3), words)
     (tmp_path / "a.npz").write_text("no archive")
     refused(tmp_path / "a.npz", single("n", 3), "cannot be read as .npz")
     np.save(tmp_path / "a.npy", normal(8, 3))
     refused(tmp_path / "a.npy", passing(floats("a", "n", 3), floats("b", "n", 3)), "one array")
+
+
+def test_what_must_not_be_read(tmp_path: Path, powerless: Callable[[], AbstractContextManager[None]]) -> None:
+    """Closed folders and files are not taken for missing, damaged or empty ones."""
+    here, model = tmp_path, single("n", 3, 8, 8)
+    folder_of(here / "images" / "open", 4)
+    folder_of(here / "images" / "closed", 4)
+    folder_of(here / "part", 4)
+    np.savez(here / "a.npz", x=normal(8, 3))
+    np.save(here / "a.npy", normal(8, 3))
+    closed = [here / "images" / "closed", here / "a.npz", here / "a.npy", here / "part" / "0.png"]
+    for path in closed:
+        path.chmod(0)
+    with powerless():
+        for spec, name in (
+            ("images", "images/closed"),
+            ("images/closed", "closed"),
+            ("images/closed/0.png", "0.png"),
+        ):
+            refused(here / spec, model, f"{name}", "cannot be read: Permission denied")
+        for spec in ("a.npz", "a.npy"):
+            refused(here / spec, model, f"{spec}: cannot be read (Permission denied)")
+        (note,) = [note for note in opened(here / "part", model).notes if "left out" in note]
+        assert note == f"1 image left out: {here}/part/0.png cannot be read (Permission denied)"
+    for path in closed:
+        path.chmod(0o700)
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -591,7 +692,7 @@ def test_images_that_cannot_be_used_are_left_out(tmp_path: Path, monkeypatch: py
     model = single("n", 3, 8, 8)
     data = opened(tmp_path, model)
     assert len(data) == 5
-    assert any(note.startswith("5 images left out") for note in data.notes)
+    assert any(note.startswith(f"5 images left out: {tmp_path}/") for note in data.notes)
     assert same(data.batches(), data.batches())
     for i in range(5):
         (tmp_path / f"{i}.png").unlink()
@@ -684,6 +785,9 @@ def test_test_data_of_onnx(tmp_path: Path) -> None:
     data = opened(tmp_path, model)
     order = [(0, 2, 10)[k] for k in np.random.default_rng(0).permutation(3)]
     assert [b.count for b in data.batches()] == [2, 2, 2]
+    assert data.source.endswith("(3 data sets, 6 samples)")
+    assert any(note.startswith("only 3 data sets, 6 samples") for note in data.notes)
+    assert data.subset(5).source.endswith("(2 data sets, 4 samples)")
     assert all(
         np.array_equal(b.feeds["a"], normal(2, 3, seed=i)) for b, i in zip(data.batches(), order, strict=True)
     )
@@ -707,6 +811,8 @@ def test_protobufs_that_are_none(tmp_path: Path) -> None:
                 setattr(proto, key, value)
         return proto.SerializeToString()
 
+    path.write_bytes(numpy_helper.from_array(normal(1, 3), "x").SerializeToString())
+    refused(tmp_path, model, "holds 1 data set, 1 sample; at least 2 samples are needed")
     path.write_bytes(good.SerializeToString())
     assert np.array_equal(rows(opened(tmp_path, model)), normal(4, 3))
     for data, word in [
@@ -738,6 +844,41 @@ def test_without_the_library_a_data_set_says_what_to_install(tmp_path: Path) -> 
         refused(tmp_path, single("n", 3), "datasets cannot load it")
 
 
+def test_without_the_library_parquet_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    for spec in (tmp_path, tmp_path / "data", tmp_path / "data" / "train-00000-of-00001.parquet"):
+        try:
+            __import__("datasets")
+        except ImportError:
+            refused(spec, single("n", 3), "pip install 'onnxprune[datasets]'")
+        else:
+            refused(spec, single("n", 3), "datasets cannot load it")
+
+
+def test_parquet_of_hugging_face(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Shards of one split in the order of their names, images decoded; several splits are not mixed."""
+    library = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    columns = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["a", "b", "c"])})
+    pictures = [picture(i) for i in range(6)]
+    (tmp_path / "data").mkdir()
+    for k in range(2):
+        part = {"image": pictures[3 * k : 3 * k + 3], "label": [0, 1, 2]}
+        shard = library.Dataset.from_dict(part, features=columns)
+        shard.to_parquet(str(tmp_path / "data" / f"train-0000{k}-of-00002.parquet"))
+    capfd.readouterr()
+    data = opened(tmp_path, single("n", 3, 12, 10), preprocess=PRESETS["0-1"])
+    assert capfd.readouterr() == ("", "")
+    order = np.random.default_rng(0).permutation(6)
+    expected = np.stack([np.asarray(pictures[i]) for i in order]).transpose(0, 3, 1, 2) / 255.0
+    assert np.allclose(rows(data), expected, atol=1e-6)
+    assert np.array_equal(labels(data), order % 3)
+    alone = opened(tmp_path / "data" / "train-00001-of-00002.parquet", single("n", 3, 12, 10))
+    assert len(alone) == 3
+    (tmp_path / "data" / "test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    refused(tmp_path, single("n", 3, 12, 10), "several splits", "test, train")
+
+
 def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
     library = pytest.importorskip("datasets", reason="the datasets library is not installed")
     pictures = [picture(i) for i in range(6)]
@@ -758,6 +899,7 @@ def test_data_sets_of_hugging_face(tmp_path: Path) -> None:
     mixed = opened(tmp_path / "mixed", passing(floats("a", "n", 3, 12, 10), floats("n", "n", 2)))
     assert np.array_equal(rows(mixed, "n"), np.stack([order, 2 * order], axis=1))
     assert any("imagenet" in note and "a guess" in note for note in mixed.notes)
+    assert any("neither inputs nor labels: 'note'" in note for note in data.notes)
     ids = [[1, 2, 3], [3, 4, 1], [5, 6, 7]]
     table = library.Dataset.from_dict({"ids": ids, "mask": [[1, 1, 1]] * 3, "labels": [0, 1, 2]})
     library.DatasetDict({"test": table, "train": table}).save_to_disk(str(tmp_path / "both"))
@@ -796,6 +938,7 @@ def test_functions_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     refused("calibration_of_mine:wrong", model, "int")
     refused("calibration_of_mine:value", model, "no function 'value'")
     refused("no_such_module_at_all:f", model, "cannot import")
+    refused("calibration_of_mine.py:arrays", model, "cannot import", "leave the .py out")
 
 
 def test_items_of_functions_that_do_not_fit() -> None:
@@ -807,6 +950,9 @@ def test_items_of_functions_that_do_not_fit() -> None:
     refused(lambda: [(x, np.nan), (x + 1, 0)], model, "label", "NaN")
     refused(lambda: [[[1], [1, 2]]] * 2, model, "different lengths")
     refused(lambda: [None, None], model, "no numbers")
+    refused(lambda: [np.array(["a", "b", "c"])] * 2, model, "'x' holds <U1, no numbers")
+    refused(lambda: {"x": normal(8, 3)}, model, "gives one dict", "one sample at a time")
+    refused(lambda: (normal(8, 3), np.arange(8)), model, "gives one tuple", "one sample at a time")
     refused(lambda: [(normal(4, 3), [1, 2])], model, "4 samples and labels of shape [2]")
     refused([], model, "at least 2")
 

@@ -19,6 +19,7 @@ from onnxprune.data import Data, open_data
 from onnxprune.errors import UserError
 from onnxprune.metrics import Agreement, Comparison, Metric, compare, default_metric, evaluate, metric
 from onnxprune.model import Array, Model
+from onnxprune.runtime import Feeds, Session
 from onnxprune.shapes import analyse
 from tests.small import floats, weight
 
@@ -276,6 +277,32 @@ def test_models_are_evaluated_on_data() -> None:
         evaluate(model, data, "kl")
     with pytest.raises(UserError, match="needs labels and arrays"):
         evaluate(model, data_for(model, x=x), "top1")
+
+
+@pytest.mark.parametrize("room", [0, 2 * 7 * 4 * 4, 2**20])
+def test_recorded_outputs_are_the_same_however_often(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever share of them is kept; those that are do not run again. Two readers may take turns."""
+    monkeypatch.setattr(metrics, "ROOM", room)
+    model = linear()
+    data = data_for(model, x=normal(20, 5).astype(np.float32))
+    runs: list[int] = []
+    session = Session(model.proto)
+
+    class Counted:
+        def run(self, feeds: Feeds, /) -> metrics.Outputs:
+            runs.append(len(feeds["x"]))
+            return session.run(feeds)
+
+    recorded = metrics.Recorded(Counted(), data, 4)
+    wanted = [outputs["y"] for outputs in metrics.outputs_of(model, data, 4)]
+    for y, one, other in zip(wanted, recorded, recorded, strict=True):
+        np.testing.assert_array_equal(one["y"], y)
+        np.testing.assert_array_equal(other["y"], y)
+    for y, again in zip(wanted, recorded, strict=True):
+        np.testing.assert_array_equal(again["y"], y)
+    kept = min(room // (4 * 7 * 4), 5)
+    assert len(runs) == kept + 3 * (5 - kept)
+    assert metrics.evaluate(recorded, data, "kl", original=recorded, size=4) == 0
 
 
 def weight_of(model: Model) -> Array:

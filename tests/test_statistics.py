@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from models.builder import Graph
+from onnxprune import statistics
 from onnxprune.data import open_data
 from onnxprune.errors import UserError
 from onnxprune.parts import inner_values
 from onnxprune.readers import Readers, Source
-from onnxprune.statistics import LARGEST, Floats, Moments, Regression, batch_size, collect, is_held
+from onnxprune.statistics import Floats, Moments, Regression, batch_size, collect, is_held
 from tests.reference import Array, graph_of
 
 
@@ -28,8 +29,8 @@ def cuts(array: Array, places: list[int]) -> list[Array]:
     return np.split(array, sorted({place % (array.shape[1] + 1) for place in places}), axis=1)
 
 
-def gathered(parts: list[Array], full: bool = True) -> Moments:
-    moments = Moments(parts[0].shape[0], parts[0].shape[2], full)
+def gathered(parts: list[Array], width: int | None = None) -> Moments:
+    moments = Moments(parts[0].shape[0], parts[0].shape[2], width)
     for part in parts:
         moments.add(part)
     return moments
@@ -46,28 +47,32 @@ def covariance(array: Array) -> Floats:
     count=st.integers(2, 80),
     columns=st.integers(2, 6),
     places=st.lists(st.integers(0, 100), max_size=5),
-    full=st.booleans(),
+    width=st.integers(1, 7),
 )
 def test_moments_are_those_of_all_rows(
-    seed: int, groups: int, count: int, columns: int, places: list[int], full: bool
+    seed: int, groups: int, count: int, columns: int, places: list[int], width: int
 ) -> None:
     """However the rows come; also where parts are merged afterwards."""
     array = rows(seed, groups, count, columns, mean=3.0)
     parts = cuts(array, places)
-    merged = gathered(parts[:1], full)
+    merged = gathered(parts[:1], width)
     for part in parts[1:]:
-        merged = merged.merged(gathered([part], full))
+        merged = merged.merged(gathered([part], width))
     wanted = covariance(array)
-    for moments in (gathered(parts, full), merged):
+    for moments in (gathered(parts, width), merged):
         assert moments.count == count
         np.testing.assert_allclose(moments.mean, array.mean(axis=1, dtype=np.float64), rtol=1e-6, atol=1e-6)
         diagonal = np.einsum("gcc->gc", wanted)
         np.testing.assert_allclose(moments.variance, diagonal, rtol=1e-4)
-        kept = wanted if full else np.einsum("gc,cd->gcd", diagonal, np.eye(columns))
         scale = diagonal.max()
-        np.testing.assert_allclose(moments.covariance, kept, atol=1e-5 * scale)
-        about_zero = kept + array.mean(axis=1)[:, :, None] * array.mean(axis=1)[:, None, :]
-        np.testing.assert_allclose(moments.second(False), about_zero, atol=1e-5 * (scale + 10))
+        mean = array.mean(axis=1)
+        assert [c for here in moments.slices for c in range(here.start, here.stop)] == list(range(columns))
+        for block, here in enumerate(moments.slices):
+            assert here.stop - here.start <= width
+            own = wanted[:, here, here]
+            np.testing.assert_allclose(moments.covariance(block), own, atol=1e-5 * scale)
+            about_zero = own + mean[:, here, None] * mean[:, None, here]
+            np.testing.assert_allclose(moments.second(False, block), about_zero, atol=1e-5 * (scale + 10))
         np.testing.assert_allclose(moments.absolute, np.abs(array).sum(axis=1), rtol=1e-5)
         np.testing.assert_array_equal(moments.active, (array > 0).sum(axis=1))
 
@@ -79,7 +84,7 @@ def test_a_large_mean_does_not_swallow_a_small_variance(mean: float) -> None:
     shifted = (base * 16).round() / 16 + np.float32(mean)  # exact in float32 at all three means
     exact = shifted.astype(np.float64)
     moments = gathered(np.array_split(shifted, 7, axis=1))
-    np.testing.assert_allclose(moments.covariance, covariance(exact), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(moments.covariance(), covariance(exact), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(moments.mean, exact.mean(axis=1), rtol=1e-12)
 
 
@@ -87,17 +92,17 @@ def test_batches_of_very_different_means_are_told_apart() -> None:
     """The variance between the batches counts: each is constant on its own."""
     parts = [np.full((1, 5, 2), value, np.float32) for value in (-1000.0, 1000.0, 0.0, 4.0)]
     whole = np.concatenate(parts, axis=1)
-    np.testing.assert_allclose(gathered(parts).covariance, covariance(whole), rtol=1e-12)
+    np.testing.assert_allclose(gathered(parts).covariance(), covariance(whole), rtol=1e-12)
 
 
 def test_nothing_added_is_nothing() -> None:
     moments = Moments(2, 3)
     moments.add(np.zeros((2, 0, 3), np.float32))
     assert moments.count == 0
-    assert not moments.covariance.any()
+    assert not moments.covariance().any()
     one = gathered([rows(0, 2, 5, 3)])
     for both in (moments.merged(one), one.merged(moments)):
-        np.testing.assert_allclose(both.covariance, one.covariance)
+        np.testing.assert_allclose(both.covariance(), one.covariance())
         np.testing.assert_allclose(both.mean, one.mean)
 
 
@@ -209,7 +214,9 @@ def test_collected_moments_are_those_of_the_activations() -> None:
         value = run({"input": part})[reader.source.tensor]
         flat = value.transpose(0, 2, 3, 1).reshape(1, -1, 6)
         assert moments[reader.source].count == flat.shape[1]
-        np.testing.assert_allclose(moments[reader.source].covariance, covariance(flat), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            moments[reader.source].covariance(), covariance(flat), rtol=1e-3, atol=1e-5
+        )
     assert statistics.of(reader.source).count == 13 * 25
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
@@ -219,18 +226,24 @@ def test_two_batches_are_enough_to_hold_one_out() -> None:
     assert [is_held(i) for i in range(6)] == [False, True, False, False, False, True]
 
 
-def test_of_very_many_channels_the_variances_are_kept() -> None:
+def test_of_very_many_channels_covariances_of_blocks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no more room than those of as many channels as are taken whole."""
+    monkeypatch.setattr(statistics, "LARGEST", 64)
     g = Graph(seed=1)
-    wide = LARGEST + 1
+    wide = 65
     x = g.relu(g.matmul(g.input("batch", 4), wide))
     graph = graph_of(g.model(g.matmul(x, 3)))
     array = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     data = open_data(array, graph.model, graph.shapes, samples=None)
     source: Source = next(r.source for r in Readers(graph).all if r.source.size == wide)
     moments = collect(graph.model, graph.shapes, [source], data).of(source)
-    assert not moments.full
     value = np.maximum(array @ graph.model.array(Readers(graph).all[0].weight), 0)
     np.testing.assert_allclose(moments.variance[0], value.var(axis=0), rtol=1e-3, atol=1e-6)
+    assert len(moments.slices) == 2
+    assert moments.scatter.size <= 64**2
+    last = moments.slices[1]
+    whole = np.cov(value[:, last], rowvar=False, bias=True)
+    np.testing.assert_allclose(moments.covariance(1)[0], whole, rtol=1e-3, atol=1e-5)
 
 
 def test_activations_that_are_not_finite_are_refused() -> None:

@@ -22,6 +22,7 @@ from onnxprune.blocks import Blocks
 from onnxprune.criteria import Evidence, score
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Array, Model
+from onnxprune.naming import group_names
 from onnxprune.plan import Remove
 from onnxprune.survey import Asked, Entry, Survey
 from tests.small import check_refused, even_classes, net, run, write
@@ -80,6 +81,9 @@ def test_every_group_and_block_is_there_once_for_each_share(model: onnx.ModelPro
     blocks = Blocks(DependencyGraph(Model(model)))
     groups = {(blocks.role(g), g.name, r, g.size) for g in blocks.graph.groups for r in RATIOS}
     layers = {("layer", block.name, None, 1) for block in blocks.residual}
+    named = {g.name: name for g, name in group_names(blocks).items()}
+    named |= {block.name: f"{block.name} ({block.kind} block)" for block in blocks.residual}
+    assert all(entry.label == named[entry.part] for entry in plain.entries)
     assert len(layers) == 2
     found = [(e.role, e.part, e.ratio, e.units) for e in plain.entries]
     assert len(found) == len(set(found))
@@ -225,6 +229,20 @@ def test_the_file_is_written_while_the_survey_goes_on(
     assert json.loads(path.read_text())["complete"] is True
 
 
+def test_notes_on_the_data_are_told(model: onnx.ModelProto, labels: Array, tmp_path: Path) -> None:
+    path, found = write(model, tmp_path / "model.onnx"), tmp_path / "found.json"
+    np.savez(tmp_path / "data.npz", image=images(20), label=labels[:20], names=np.arange(20))
+    command = ("sensitivity", path, "--data", tmp_path / "data.npz", "--ratios", 0.5, "-o", found)
+    notes = json.loads(run(*command[:-1], "-").stdout)["notes"]
+    assert [note.split(":")[0] for note in notes] == [
+        "not used, being neither inputs nor labels",
+        "only 20 samples",
+    ]
+    for _ in range(2):  # the second time from the file
+        said = [line for line in run(*command).stdout.splitlines() if line.startswith("note: ")]
+        assert said == [f"note: {note}" for note in notes]
+
+
 def test_the_metric_of_the_whole_survives_a_second_run(
     accuracy: Survey, model: onnx.ModelProto, labels: Array, tmp_path: Path
 ) -> None:
@@ -300,13 +318,17 @@ def test_the_command_prints_a_table_and_writes_the_file(
         "what top1 (1 for the whole) loses",
         "-25%",
         "-50%",
+        "-100%",
         "MACs left",
         f"wrote {found} (12 cuts measured)",
     ):
         assert words in said.stdout
-    parts = {entry.part for entry in accuracy.entries}
-    rows = [line for line in said.stdout.splitlines() if line.startswith("│")]
-    assert {row.split("│")[1].strip() for row in rows} == parts
+    shown = [line.split("│")[1].strip() for line in said.stdout.splitlines() if line.startswith("│")]
+    assert len(shown) == len(set(shown)) == len({(entry.role, entry.part) for entry in accuracy.entries})
+    assert set(shown) == {entry.label for entry in accuracy.entries}
+    for row in (line.split("│") for line in said.stdout.splitlines() if line.startswith("│")):
+        is_block = row[1].strip().endswith(" block)")
+        assert [bool(cell.strip()) for cell in row[2:5]] == [not is_block, not is_block, is_block]
     document = json.loads(found.read_text())
     assert document["entries"] == [dataclasses.asdict(entry) for entry in accuracy.entries]
     alone = run("sensitivity", path, *options, "-o", "-")

@@ -107,23 +107,21 @@ class Elimination:
         return np.where(self.places >= 0, panel[:, self.places], 0.0)
 
 
-def greedy(parts: Sequence[Elimination], fixed: Scores, largest: bool) -> tuple[IntArray, Scores]:
-    """The order in which units are taken, the least (or the largest) worth first, and what each was worth then.
-
-    fixed  [units], what each is worth besides, whatever else was taken
-    """
-    holders: list[list[int]] = [[] for _ in fixed]
-    worth = fixed.astype(np.float64)
+def greedy(parts: Sequence[Elimination], size: int, largest: bool) -> tuple[IntArray, Scores]:
+    """The order in which `size` units are taken, the least (or the largest) worth first, and what each was worth
+    then."""
+    holders: list[list[int]] = [[] for _ in range(size)]
+    worth = np.zeros(size)
     latest = []
     for i, part in enumerate(parts):
         for unit in part.here:
             holders[unit].append(i)
         latest.append(part.values())
         worth[part.here] += latest[i]
-    order = np.empty(len(fixed), dtype=np.int64)
-    values = np.empty(len(fixed))
+    order = np.empty(size, dtype=np.int64)
+    values = np.empty(size)
     barred = -np.inf if largest else np.inf
-    for k in range(len(fixed)):
+    for k in range(size):
         unit = int(np.argmax(worth) if largest else np.argmin(worth))
         order[k], values[k] = unit, max(worth[unit], 0.0)
         for i in holders[unit]:

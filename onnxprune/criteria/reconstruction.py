@@ -28,8 +28,8 @@ from onnxprune.dependency import Group
 
 def score(group: Group, evidence: Evidence) -> Scores:
     """The share of output variance that each unit adds to what those chosen before it explain."""
-    forms, fixed = obs.quadratics(group, evidence)
-    if not forms and not fixed.any():
+    forms = obs.quadratics(group, evidence)
+    if not forms:
         return obs.unread(group, evidence)
     parts = []
     for form in forms:
@@ -41,5 +41,5 @@ def score(group: Group, evidence: Evidence) -> Scores:
             left = (left + left.T) / 2
         explained = left @ form.weight[np.ix_(own, own)] @ left
         parts.append(Elimination(form.units[own], left, explained))
-    order, values = greedy(parts, fixed, largest=True)
+    order, values = greedy(parts, group.size, largest=True)
     return rising(order[::-1], values[::-1])

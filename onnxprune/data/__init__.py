@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import sources
-from onnxprune.data.batches import Batch, Data, Element, Interface, collect
+from onnxprune.data.batches import SHOWN, Batch, Data, Element, Interface, amount, collect
 from onnxprune.data.made_up import synthetic
 from onnxprune.data.preprocess import PRESETS, Preprocess, Unreadable
 from onnxprune.errors import UserError, printable
@@ -31,7 +32,6 @@ Spec = (
     | Iterable[Feeds | Array]
     | Callable[[], Iterable[Any]]
 )
-SHOWN = 3  # images left out that are named
 
 
 def open_data(
@@ -45,9 +45,10 @@ def open_data(
 ) -> Data:
     """Data from what `spec` names, checked against the inputs of `model`.
 
-    A path: a folder of images, `.npy`, `.npz`, a folder of ONNX test data or of a Hugging Face data set. A
-    text `module:function`, a callable: called without arguments, yields feeds, (feeds, label) or, for a single
-    input, arrays. A mapping of arrays by input name, an array, a list of feeds: as they are.
+    A path: a folder of images, `.npy`, `.npz`, a folder of ONNX test data, or a Hugging Face data set (the folder
+    that `save_to_disk` makes, or parquet). A text `module:function`, a callable: called without arguments, yields
+    feeds, (feeds, label) or, for a single input, arrays. A mapping of arrays by input name, an array, a list of
+    feeds: as they are.
 
     An element of the rank of an input is one run with its batch axis, never parted nor joined with others; an
     element of one axis less is one sample. Of sources whose length is known, `samples` are drawn by `seed`
@@ -96,10 +97,14 @@ def _is_folder(path: Path) -> bool:
 
 def _located(name: str, path: Path, interface: Interface, preprocess: Preprocess | None) -> sources.Source:
     """What a path holds."""
-    if not _exists(path):
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         hint = "" if ":" not in name else " (nor is it of the form module:function)"
-        raise UserError(f"{name}: does not exist{hint}")
-    if not path.is_dir():
+        raise UserError(f"{name}: does not exist{hint}") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+    if not folder:
         if path.suffix.lower() == ".npz":
             return sources.Archive(name, path, interface)
         if path.suffix.lower() == ".npy":
@@ -108,20 +113,27 @@ def _located(name: str, path: Path, interface: Interface, preprocess: Preprocess
                 raise UserError(f"{name}: holds one array and {interface.model} takes {wanted}; give an .npz")
             array = sources.mapped(name, path)
             return sources.Arrays(name, "npy", interface, {next(iter(interface.inputs)): array})
+        if sources.parquets(path):
+            return sources.Dataset(name, path, interface, preprocess)
         raise UserError(
             f"{name}: is not data; give an .npy, an .npz, a folder of images, of ONNX test data or of a data set"
         )
     try:
+        os.scandir(path).close()
         if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             return sources.Dataset(name, path, interface, preprocess)
         if found := sources.data_sets(path):
-            return sources.Protobufs(name, found, interface)
+            return sources.Protobufs(name, path, found, interface)
         images = sources.images_in(path)
+        if not images and sources.parquets(path):
+            return sources.Dataset(name, path, interface, preprocess)
     except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        where = printable(os.fspath(error.filename)) if error.filename else name
+        raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     if not images:
         raise UserError(
-            f"{name}: holds no images, no ONNX test data (input_0.pb or test_data_set_0/) and no data set"
+            f"{name}: holds no images, no ONNX test data (input_0.pb or test_data_set_0/) and no data set "
+            "(save_to_disk, or parquet)"
         )
     if len(interface.inputs) > 1:
         wanted = ", ".join(f"'{printable(key)}'" for key in interface.inputs)
@@ -169,7 +181,7 @@ def _drawn(
             found.append(f"images are preprocessed as {source.pipeline}{guess}")
         if left_out:
             shown = "; ".join(left_out[:SHOWN]) + ("; ..." if len(left_out) > SHOWN else "")
-            found.append(f"{len(left_out)} {source.unit} left out: {shown}")
+            found.append(f"{amount(len(left_out), len(left_out), source.unit)} left out: {shown}")
         return found + _unused(preprocess, source.pipeline is not None)
 
     def counted() -> Iterator[Element]:

@@ -17,7 +17,10 @@ from onnxprune.shapes import Shapes
 from onnxprune.sizes import dim_key, is_dynamic
 
 HELD = 2**29  # bytes of samples that are kept; more are read again on each pass
+SHOWN = 3  # of things left out, those that are named
 FEW = 32  # samples below which the user is told
+RUNS = 4  # of several samples, below which the user is told: `statistics` holds one in four out
+WHOLE = ("data sets",)  # units that are runs, of one sample or of more
 
 
 @dataclass(frozen=True)
@@ -120,24 +123,39 @@ class Interface:
         raised = False
         for name, value in self.inputs.items():
             array = np.asarray(element.feeds[name])
-            wanted = value.dims if whole or not part else value.dims[1:]
+            where = f"{element.where}: input '{printable(name)}'"
+            if not _kind(array.dtype):
+                raise UserError(f"{where} holds {array.dtype}, no numbers")
+            wanted = value.dims[1:] if part and not whole else value.dims
+            if whole and self.batch is not None:
+                wanted = (None, *value.dims[1:])  # how many there are, `_count` looks at
             if not (whole or part) or not _matches(array.shape, wanted):
                 raise UserError(self._misfit(element, array, value))
-            feeds[name], cast = _converted(array, value, f"{element.where}: input '{printable(name)}'")
+            feeds[name], cast = _converted(array, value, where)
             raised |= cast
         count = 1
         if whole and self.batch is not None:
-            leading = {array.shape[0] for array in feeds.values()}
-            if len(leading) > 1 or self.batch not in (0, *leading):
-                sizes = ", ".join(str(n) for n in sorted(leading))
-                raise UserError(f"{element.where}: batches of {sizes} samples do not make one run")
-            count = leading.pop()
-            if not count:
-                raise UserError(f"{element.where}: holds no samples, its batch axis has the extent 0")
+            count = self._count(element, feeds)
         label = _label(element, count, whole)
         for array in (*feeds.values(), *([] if label is None else [label])):
             array.flags.writeable = False  # they are fed again in the next pass
         return Sample(feeds, label, count, whole), raised
+
+    def _count(self, element: Element, feeds: Feeds) -> int:
+        """The samples of a run with its batch axis, if the model takes that many at a time."""
+        counts: dict[str, int] = {name: array.shape[0] for name, array in feeds.items()}
+        count = next(iter(counts.values()))
+        if len(set(counts.values())) > 1:
+            held = ", ".join(f"'{printable(name)}' {n}" for name, n in counts.items())
+            raise UserError(f"{element.where}: inputs hold different numbers of samples: {held}")
+        if not count:
+            raise UserError(f"{element.where}: holds no samples, its batch axis has the extent 0")
+        if self.batch not in (0, count):
+            raise UserError(
+                f"{element.where}: holds a batch of {count}, and {self.model} runs on batches of {self.batch} only; "
+                "give batches of that size, or single samples without the batch axis"
+            )
+        return count
 
     def _check_names(self, element: Element) -> None:
         known = ", ".join(f"'{printable(name)}'" for name in self.inputs)
@@ -186,8 +204,6 @@ def _converted(array: Array, value: Input, where: str) -> tuple[Array, bool]:
     if array.size > LARGEST:
         raise UserError(f"{where} of shape {list(array.shape)} is too large to run")
     have, want = _kind(array.dtype), _kind(value.dtype)
-    if not have:
-        raise UserError(f"{where} holds {array.dtype}, no numbers")
     if have == "float" and want != "float":
         raise UserError(f"{where} holds {array.dtype} and takes {value.dtype}; convert it where it is made")
     if have == "float" and not np.isfinite(array.astype(np.float64)).all():
@@ -271,7 +287,8 @@ class Data:
         *,
         labelled: bool,
         measured: bool,
-        title: Callable[[int], str],
+        name: str,
+        unit: str,
         notes: Sequence[str],
         provenance: Mapping[str, Any],
     ) -> None:
@@ -280,12 +297,13 @@ class Data:
         self._digests = tuple(digests)
         self._counts = tuple(counts)
         self._held = held
-        self._title = title
+        self._name = name
+        self._unit = unit
         self._settings = dict(provenance)
         self.labelled = labelled
         self.measured = measured
         self.notes: tuple[str, ...] = tuple(notes)
-        self.source = title(len(self))
+        self.source = f"{name} ({amount(len(self._counts), len(self), unit)})"
         whole = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self.provenance: dict[str, Any] = {**self._settings, "samples": len(self), "sha256": whole}
 
@@ -294,13 +312,11 @@ class Data:
         return sum(self._counts)
 
     def subset(self, count: int) -> Data:
-        """The first `count` samples, or a few less where several make one run that cannot be parted.
-
-        Raises `UserError` if not a single run is left.
-        """
-        taken = _taken(self._counts, count, self._interface.batch)
-        if not taken:
-            raise UserError(f"{self.source}: {count} samples do not make one run")
+        """The first `count` samples, or a few less where several make one run that cannot be parted; one run at
+        least, whatever it takes."""
+        batch = self._interface.batch
+        one = max(batch or 0, self._counts[0])
+        taken = _taken(self._counts, count, batch) or _taken(self._counts, one, batch)
         return Data(
             self._interface,
             self._again,
@@ -309,7 +325,8 @@ class Data:
             None if self._held is None else self._held[:taken],
             labelled=self.labelled,
             measured=self.measured,
-            title=self._title,
+            name=self._name,
+            unit=self._unit,
             notes=self.notes,
             provenance=self._settings,
         )
@@ -344,6 +361,17 @@ class Data:
             yield sample
         if found < len(self._digests):
             raise UserError(f"{self.source}: gives other data than when it was opened; it must be repeatable")
+
+
+def amount(elements: int, samples: int, unit: str) -> str:
+    """So many elements of a source, and their samples where these are not the same: "3 data sets, 12 samples"."""
+    if unit not in WHOLE and elements == samples:
+        return _counted(elements, unit)
+    return f"{_counted(elements, 'runs' if unit == 'samples' else unit)}, {_counted(samples, 'samples')}"
+
+
+def _counted(number: int, units: str) -> str:
+    return f"{number} {units.removesuffix('s') if number == 1 else units}"
 
 
 def _form(sample: Sample) -> tuple[Any, ...]:
@@ -417,8 +445,12 @@ def collect(
         if samples is not None and sum(counts) >= samples:
             break
     total = sum(counts)
+    held_in_all = amount(len(counts), total, unit)
     if total < 2:
-        raise UserError(f"{name}: holds {total} {unit}; at least 2 are needed, and {FEW} or more are better")
+        wanted = "2 samples" if unit in WHOLE else "2"
+        raise UserError(
+            f"{name}: holds {held_in_all}; at least {wanted} are needed, and {FEW} or more are better"
+        )
     if 0 < labelled < len(counts):
         raise UserError(f"{name}: {labelled} of {len(counts)} {unit} have a label; give all or none one")
     if measured:
@@ -428,16 +460,21 @@ def collect(
     taken = _taken(counts, total, batch)
     if taken < len(counts):
         if not taken:
-            raise UserError(f"{name}: {total} {unit}; {interface.model} takes {batch} at a time, no fewer")
-        found.append(
-            f"the last {total - sum(counts[:taken])} {unit} are left out: runs take {batch} at a time"
-        )
+            raise UserError(f"{name}: {held_in_all}; {interface.model} takes {batch} at a time, no fewer")
+        left = amount(len(counts) - taken, total - sum(counts[:taken]), unit)
+        found.append(f"left out at the end: {left}, since runs take {batch} at a time")
     if batch and batch > 1 and any(len(set(forms[i : i + batch])) > 1 for i in range(0, taken, batch)):
         raise UserError(
             f"{name}: {unit} of different shapes; {interface.model} takes {batch} at a time, of one shape"
         )
     if measured and total < FEW:
-        found.append(f"only {total} {unit}: statistics of so few are rough; {FEW} or more are better")
+        found.append(f"only {held_in_all}: statistics of so few are rough; {FEW} samples or more are better")
+    runs = len(counts)
+    if measured and batch == 0 and total >= max(FEW, runs + 1) and runs < RUNS and not any(forms):
+        found.append(
+            f"{_counted(total, 'samples')} in {_counted(runs, 'runs')}, which are not parted: repair is judged on one run "
+            f"in {RUNS}; give more, or samples without the batch axis"
+        )
     if scaled:
         found.append("integers were taken for floats as they are, not scaled")
     found += check.notes()
@@ -454,7 +491,8 @@ def collect(
         None if held is None else held[:taken],
         labelled=bool(labelled),
         measured=measured,
-        title=lambda count: f"{name} ({count} {unit})",
+        name=name,
+        unit=unit,
         notes=found,
         provenance=provenance,
     )

@@ -188,7 +188,8 @@ class Pipeline:
         except module.UnidentifiedImageError:
             raise Unreadable("is no image of a known format") from None
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError) as error:
-            raise Unreadable(" ".join(str(error).split())[:120] or type(error).__name__) from None
+            text = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise Unreadable(f"cannot be read ({text[:120] or type(error).__name__})") from None
         except (TypeError, IndexError, KeyError, AttributeError, ZeroDivisionError, Warning) as error:
             raise Unreadable(
                 f"is damaged ({type(error).__name__})"

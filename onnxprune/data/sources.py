@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import importlib
 import io
 import math
@@ -19,13 +20,16 @@ import google.protobuf.message
 import numpy as np
 import onnx
 
-from onnxprune.data.batches import HELD, Element, Interface
+from onnxprune.data.batches import HELD, SHOWN, Element, Interface
 from onnxprune.data.preprocess import SUFFIXES, Pipeline, Preprocess, Unreadable
 from onnxprune.errors import UserError, printable
 from onnxprune.model import Array, to_array
 from onnxprune.runtime import LARGEST
 
-LABELS = ("label", "labels", "y")
+LABELS = ("label", "labels", "y", "target", "targets")
+ARRAY, ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"  # how files of one array, and of several, begin
+LONGEST = 200  # characters of a name that is compared with others
+ALIKE = 0.8  # ratio of `difflib` from which a name is taken for a misspelling of another
 TABLES = ("labels.csv", "labels.txt")
 LARGEST_FILE = 2**31  # bytes of a protobuf
 
@@ -61,7 +65,7 @@ class Arrays(Source):
     def __init__(self, name: str, kind: str, interface: Interface, arrays: Mapping[str, Array]) -> None:
         super().__init__(name)
         self.kind = kind
-        self._inputs, self._label = _roles(name, interface, list(arrays))
+        self._inputs, self._label, self.notes = _roles(name, interface, list(arrays))
         wanted = [*self._inputs.values(), *([self._label] if self._label else [])]
         self._arrays = {key: arrays[key] for key in wanted}
         self._length = _length(name, {key: array.shape for key, array in self._arrays.items()})
@@ -92,7 +96,7 @@ class Archive(Source):
                     for info in archive.infolist()
                     if info.filename.endswith(".npy")
                 }
-                self._inputs, self._label = _roles(name, interface, list(members))
+                self._inputs, self._label, self.notes = _roles(name, interface, list(members))
                 keys = [*self._inputs.values(), *([self._label] if self._label else [])]
                 self._members = {key: members[key] for key in keys}
                 shapes = {key: self._header(archive, key)[0] for key in keys}
@@ -103,6 +107,10 @@ class Archive(Source):
         self._length = _length(name, shapes)
 
     def _damaged(self, error: Exception) -> UserError:
+        if isinstance(error, PermissionError):
+            return UserError(f"{self.name}: cannot be read ({error.strerror})")
+        if isinstance(error, zipfile.BadZipFile) and _begins(self._path, ARRAY):
+            return UserError(f"{self.name}: is a single array, no archive; call it .npy")
         return UserError(f"{self.name}: cannot be read as .npz ({_line(error)}); write it with numpy.savez")
 
     def _header(self, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -181,6 +189,8 @@ def _npy_header(file: io.BufferedIOBase, where: str) -> tuple[tuple[int, ...], b
 def mapped(name: str, path: Path) -> Array:
     """A .npy, left on disk."""
     try:
+        if _begins(path, ARCHIVE):
+            raise UserError(f"{name}: is an archive, no single array; call it .npz")
         with path.open("rb") as file:
             shape, fortran, dtype = _npy_header(file, name)
             offset = file.tell()
@@ -189,8 +199,15 @@ def mapped(name: str, path: Path) -> Array:
             if not math.prod(shape):
                 return np.zeros(shape, dtype)
             return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+    except PermissionError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be read as .npy ({_line(error)})") from None
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _exactly(file: Any, size: int) -> bytes:
@@ -221,32 +238,60 @@ def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         ) from None
 
 
-def _roles(name: str, interface: Interface, keys: Sequence[str]) -> tuple[dict[str, str], str | None]:
-    """Array for each input, and that of the labels. The only array of a single input may have any name."""
+def _roles(
+    name: str, interface: Interface, keys: Sequence[str], images: Sequence[str] = ()
+) -> tuple[dict[str, str], str | None, list[str]]:
+    """Array (or column) for each input, that of the labels, and notes on what is not used.
+
+    A single input that no array is named after takes the only array, or the only one of `images`. What is not
+    used must not look like a misspelt input or, where there are no labels, like those.
+    """
     labels = [key for key in keys if key in LABELS and key not in interface.inputs]
     rest = [key for key in keys if key not in labels]
     if len(labels) > 1:
         raise UserError(f"{name}: both '{labels[0]}' and '{labels[1]}' hold labels; keep one")
     label = labels[0] if labels else None
-    if len(interface.inputs) == 1:
-        (only,) = interface.inputs
-        if only in rest:
-            return {only: only}, label
-        if len(rest) == 1:
-            return {only: rest[0]}, label
-    missing = [key for key in interface.inputs if key not in rest]
+    chosen = {key: key for key in interface.inputs if key in rest}
+    candidates = images or rest
+    if len(interface.inputs) == 1 and not chosen and len(candidates) == 1:
+        chosen = {next(iter(interface.inputs)): candidates[0]}
+    unknown = [key for key in rest if key not in chosen.values()]
+    missing = [key for key in interface.inputs if key not in chosen]
     if missing:
         held = ", ".join(f"'{printable(key)}'" for key in keys) or "nothing"
+        meant = _like(missing[0], unknown)
+        hint = f"; rename '{printable(meant)}' if that is it" if meant else ""
         raise UserError(
-            f"{name}: holds {held}, and input '{printable(missing[0])}' of {interface.model} is missing"
+            f"{name}: holds {held}, and input '{printable(missing[0])}' of {interface.model} is missing{hint}"
         )
-    unknown = [key for key in rest if key not in interface.inputs]
-    if unknown:
-        known = ", ".join(f"'{printable(key)}'" for key in interface.inputs)
-        raise UserError(
-            f"{name}: '{printable(unknown[0])}' is no input of {interface.model}; these are: {known}"
-        )
-    return {key: key for key in interface.inputs}, label
+    expected = [*interface.inputs, *(() if label else LABELS)]
+    for key in unknown:
+        if (meant := _like(key, expected)) is not None:
+            known = (
+                f"is no input of {interface.model}" if meant in interface.inputs else "is no name of labels"
+            )
+            raise UserError(
+                f"{name}: '{printable(key)}' {known} and looks like a misspelt '{printable(meant)}'; rename or remove it"
+            )
+    if not unknown:
+        return chosen, label, []
+    shown = ", ".join(f"'{printable(key)}'" for key in unknown[:SHOWN]) + (", ..." if unknown[SHOWN:] else "")
+    return chosen, label, [f"not used, being neither inputs nor labels: {shown}"]
+
+
+def _like(name: str, others: Sequence[str]) -> str | None:
+    """The one of the others that a name may be a misspelling of; `x1` and `x2` are two names."""
+    if len(name) > LONGEST:
+        return None
+    plain = re.sub(r"[0-9]+", "", name).lower()
+    distinct = [
+        other
+        for other in others
+        if len(other) <= LONGEST
+        and (re.sub(r"[0-9]+", "", other).lower() != plain or other.lower() == name.lower())
+    ]
+    found = difflib.get_close_matches(name.lower(), [other.lower() for other in distinct], 1, ALIKE)
+    return next((other for other in distinct if found and other.lower() == found[0]), None)
 
 
 def _length(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -334,7 +379,7 @@ class Images(Source):
 
     def read(self, index: int) -> Element:
         file = self._files[index]
-        where = f"{self.name}, {printable(str(file.relative_to(self._folder)))}"
+        where = f"{self.name}{printable(str(file.relative_to(self._folder)))}"
         try:
             pixels = self._pipeline.open(file)
         except Unreadable as error:
@@ -344,12 +389,16 @@ class Images(Source):
 
 def images_in(folder: Path) -> list[Path]:
     """Image files at any depth, in the order of their paths; hidden ones are left out."""
-    found = []
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-            found.append(path)
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(place, name) for name in files if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 # ------------------------------------------------------------------------------------------- protobufs
@@ -361,8 +410,9 @@ class Protobufs(Source):
     kind = "onnx test data"
     unit = "data sets"
 
-    def __init__(self, name: str, folders: Sequence[Path], interface: Interface) -> None:
+    def __init__(self, name: str, root: Path, folders: Sequence[Path], interface: Interface) -> None:
         super().__init__(name)
+        self._root = root
         self._folders = folders
         self._interface = interface
 
@@ -372,22 +422,22 @@ class Protobufs(Source):
     def read(self, index: int) -> Element:
         """Tensors with names of inputs go there, others by the number of the file."""
         folder = self._folders[index]
-        where = f"{self.name}, {printable(folder.name)}"
+        where = self.name if folder == self._root else f"{self.name}{printable(folder.name)}/"
         order = list(self._interface.inputs)
         feeds = {}
         for number, path in _numbered(folder, "input"):
-            tensor = _tensor(path, f"{where}/{path.name}")
+            tensor = _tensor(path, f"{where}{path.name}")
             name = tensor.name
             if name not in self._interface.inputs:
                 if number >= len(order):
                     raise UserError(
-                        f"{where}: {path.name} is one too many; {self._interface.model} has {len(order)} inputs"
+                        f"{where}{path.name}: is one too many; {self._interface.model} has {len(order)} inputs"
                     )
                 name = order[number]
             try:
                 feeds[name] = to_array(tensor)
             except (ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
-                raise UserError(f"{where}/{path.name}: the tensor is damaged ({_line(error)})") from None
+                raise UserError(f"{where}{path.name}: the tensor is damaged ({_line(error)})") from None
         return Element(where, feeds)
 
 
@@ -417,7 +467,9 @@ def _tensor(path: Path, where: str) -> onnx.TensorProto:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{where}: is larger than a protobuf can be")
         tensor.ParseFromString(path.read_bytes())
-    except (OSError, google.protobuf.message.DecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+    except google.protobuf.message.DecodeError as error:
         raise UserError(f"{where}: is no ONNX tensor ({_line(error)})") from None
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise UserError(f"{where}: points to another file, which is not read")
@@ -430,29 +482,24 @@ def _tensor(path: Path, where: str) -> onnx.TensorProto:
 
 
 class Dataset(Source):
-    """A `datasets` folder (`save_to_disk`): columns by input name; the image column goes through `Preprocess`."""
+    """Rows that `datasets` reads, from a folder of `save_to_disk` or from parquet files: columns by input name; the
+    image column goes through `Preprocess`."""
 
     kind = "datasets"
     unit = "rows"
 
-    def __init__(self, name: str, folder: Path, interface: Interface, preprocess: Preprocess | None) -> None:
+    def __init__(self, name: str, path: Path, interface: Interface, preprocess: Preprocess | None) -> None:
+        super().__init__(name)
         try:
             library = importlib.import_module("datasets")
         except ImportError:
             raise UserError(
                 f"{name}: needs the datasets library: pip install 'onnxprune[datasets]'"
             ) from None
-        if (folder / "dataset_dict.json").is_file():
-            splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
-            named = ", ".join(printable(split) for split in splits) or "none"
-            raise UserError(f"{name}: holds several splits; give the folder of one of them: {named}")
-        try:
-            self._rows = library.load_from_disk(str(folder)).with_format(None)
-        except Exception as error:  # of the library, Arrow and the file system
-            raise UserError(f"{name}: datasets cannot load it ({_line(error)})") from None
-        super().__init__(name)
-        self._inputs, self._label = _columns(name, interface, self._rows.features, library.Image)
+        self._rows = _loaded(name, path, library)
         columns = self._rows.features
+        pictures = [key for key in columns if isinstance(columns[key], library.Image)]
+        self._inputs, self._label, self.notes = _roles(name, interface, list(columns), pictures)
         images = [key for key, column in self._inputs.items() if isinstance(columns[column], library.Image)]
         if len(images) > 1:
             raise UserError(f"{name}: two columns of images; store them as arrays that the model takes")
@@ -486,29 +533,52 @@ class Dataset(Source):
         return Element(where, feeds, label)
 
 
+def parquets(path: Path) -> list[Path]:
+    """The file, or the parquet files of a folder or of its folder `data`, in the order of their names."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    folders = [path, path / "data"]
+    found = ([file for file in folder.glob("*.parquet") if file.is_file()] for folder in folders)
+    return sorted(next((files for files in found if files), []))
+
+
+def _loaded(name: str, path: Path, library: Any) -> Any:
+    """A `datasets.Dataset`. Raises `UserError` for several splits and for what cannot be loaded."""
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
+        named = ", ".join(printable(split) for split in splits) or "none"
+        raise UserError(f"{name}: holds several splits; give the folder of one of them: {named}")
+    files = [] if (path / "state.json").is_file() else parquets(path)
+    splits = sorted({re.split(r"-[0-9]", file.stem)[0] for file in files})
+    if len(splits) > 1:
+        named = ", ".join(printable(split) for split in splits)
+        raise UserError(
+            f"{name}: holds parquet files of several splits; give a file, or a folder of one: {named}"
+        )
+    if sum(file.stat().st_size for file in files) > LARGEST_FILE:
+        raise UserError(
+            f"{name}: more than 2 GiB of parquet; store it with save_to_disk and give that folder"
+        )
+    silent = library.are_progress_bars_disabled()
+    library.disable_progress_bars()
+    try:
+        if not files:
+            return library.load_from_disk(str(path)).with_format(None)
+        arrow = importlib.import_module("pyarrow")
+        tables = [importlib.import_module("pyarrow.parquet").read_table(file) for file in files]
+        return library.Dataset(arrow.concat_tables(tables)).with_format(None)
+    except Exception as error:  # of the library, Arrow and the file system
+        raise UserError(f"{name}: datasets cannot load it ({_line(error)})") from None
+    finally:
+        if not silent:
+            library.enable_progress_bars()
+
+
 def _stored_image(value: Any) -> io.BytesIO | Path:
     """An image column that is not decoded: the bytes of the file, or where it is."""
     if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
         raise Unreadable("holds no image")
     return io.BytesIO(value["bytes"]) if value.get("bytes") else Path(value["path"])
-
-
-def _columns(
-    name: str, interface: Interface, features: Mapping[str, Any], image: Any
-) -> tuple[dict[str, str], str | None]:
-    """Column for each input, and that of the labels; a single input takes the only image column, or the only one."""
-    label = next((key for key in LABELS if key in features and key not in interface.inputs), None)
-    rest = [key for key in features if key not in LABELS]
-    if all(key in features for key in interface.inputs):
-        return {key: key for key in interface.inputs}, label
-    images = [key for key in rest if isinstance(features[key], image)]
-    if len(interface.inputs) == 1 and len(images or rest) == 1:
-        return {next(iter(interface.inputs)): (images or rest)[0]}, label
-    missing = next(key for key in interface.inputs if key not in features)
-    held = ", ".join(f"'{printable(key)}'" for key in features)
-    raise UserError(
-        f"{name}: input '{printable(missing)}' of {interface.model} is missing; the columns are {held}"
-    )
 
 
 def _regular(value: Any, where: str) -> Array:
@@ -533,7 +603,8 @@ def function(name: str) -> Callable[..., Any]:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise UserError(f"{printable(name)}: cannot import {module} ({_blame(error)})") from None
+        hint = "; leave the .py out" if module.endswith(".py") else ""
+        raise UserError(f"{printable(name)}: cannot import {module} ({_blame(error)}){hint}") from None
     result = getattr(found, attribute, None)
     if not callable(result):
         raise UserError(f"{printable(name)}: the module {module} has no function '{attribute}'")
@@ -563,6 +634,10 @@ def elements(name: str, interface: Interface, made: Iterable[Any]) -> Iterator[E
 
 
 def _iterator(name: str, made: Any) -> Iterator[Any]:
+    if isinstance(made, Mapping | tuple):
+        raise UserError(
+            f"{name}: gives one {type(made).__name__}; it must yield feeds or (feeds, label), one sample at a time"
+        )
     try:
         return iter(made)
     except TypeError:

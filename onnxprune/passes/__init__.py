@@ -71,6 +71,5 @@ def plan(blocks: Blocks, options: Options, digest: str, calibration: Calibration
 
     Raises `UserError` if a target cannot be reached.
     """
-    measured = calibration is not None and calibration.data.measured
-    resolved = options.resolved(measured, calibration is not None)
+    resolved = options.resolved(calibration is not None)
     return Planner(blocks, resolved, digest, calibration).plan()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from onnxprune import axes, flow, surgery
+from onnxprune import flow, surgery
 from onnxprune.blocks import Block, Blocks
 from onnxprune.data import Data
 from onnxprune.errors import UserError
@@ -32,6 +32,7 @@ from onnxprune.model import Array, Model
 from onnxprune.parts import inner_values
 from onnxprune.plan import Plan, Remove
 from onnxprune.runtime import Feeds, RunError
+from onnxprune.sensitivity import features
 from onnxprune.shapes import accepted_runs
 from onnxprune.statistics import Regression, batch_size
 
@@ -165,12 +166,12 @@ def _influence(blocks: Blocks, found: Sequence[Block], data: Data | None) -> dic
     pairs = _pairs(found, whole=True)
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
     run = inner_values(blocks.graph.model, blocks.graph.shapes, names)
-    features = {block.name: _features(blocks, block) for block in found}
+    axis = {block.name: features(blocks.graph, block) for block in found}
     total = dict.fromkeys(pairs, 0.0)
     count = dict.fromkeys(pairs, 0)
     for values in _values(blocks, run, names, data):
         for name, (a, b) in pairs.items():
-            cosines = _cosines(*(_tokens(values[t], features[name]) for t in (a, b)))
+            cosines = _cosines(*(_tokens(values[t], axis[name]) for t in (a, b)))
             total[name] += float(cosines.sum())
             count[name] += len(cosines)
     return {name: 1 - total[name] / max(count[name], 1) for name in pairs}
@@ -185,16 +186,6 @@ def _cosines(a: Array, b: Array) -> Array:
     usable = (norms > 0) & np.isfinite(norms) & np.isfinite(products)
     same = (x == y).all(axis=1)
     return np.where(same, 1.0, np.divide(products, norms, out=np.zeros(len(x)), where=usable))
-
-
-def _features(blocks: Blocks, block: Block) -> int:
-    """The axis of a stream with the features of a token or pixel: the one whose width is free, where the graph
-    pins it axis 1 of images and the last of others."""
-    typed = blocks.graph.types.get(block.join.outputs[0]) or []
-    free = [i for i, axis in enumerate(typed) if any(True for _ in axes.free_vars(axis))]
-    if len(free) == 1:
-        return free[0]
-    return 1 if len(blocks.graph.shapes.shapes.get(block.join.outputs[0], ())) == 4 else -1
 
 
 def _tokens(value: Array, features: int) -> Array:
@@ -232,11 +223,11 @@ def _output_error(blocks: Blocks, found: Sequence[Block], data: Data | None) -> 
 def _unexplained(blocks: Blocks, found: Sequence[Block], data: Data | None) -> dict[str, float]:
     graph = blocks.graph
     pairs = _pairs(found, whole=False)
-    features = {block.name: _features(blocks, block) for block in found}
+    axis = {block.name: features(blocks.graph, block) for block in found}
     portions: list[list[str]] = [[]]
     held = 0
     for block in found:
-        width = graph.shapes.shapes[block.join.outputs[0]][features[block.name]]
+        width = graph.shapes.shapes[block.join.outputs[0]][axis[block.name]]
         size = 2 * 2 * 8 * width**2
         if portions[-1] and held + size > ROOM:
             portions.append([])
@@ -250,7 +241,7 @@ def _unexplained(blocks: Blocks, found: Sequence[Block], data: Data | None) -> d
         sums: dict[str, tuple[Regression, Regression]] = {}
         for values in _values(blocks, run, names, data):
             for name in portion:
-                x, e = (_tokens(values[tensor], features[name])[None] for tensor in pairs[name])
+                x, e = (_tokens(values[tensor], axis[name])[None] for tensor in pairs[name])
                 fitted, judged = sums.setdefault(
                     name, (Regression(1, x.shape[2], e.shape[2]), Regression(1, x.shape[2], e.shape[2]))
                 )

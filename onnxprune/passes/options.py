@@ -106,13 +106,13 @@ class Options:
         if self.steps < 1:
             raise UserError(f"--steps {self.steps}: at least one step is taken")
 
-    def resolved(self, measured: bool, calibrated: bool) -> Options:
-        """What `auto` stands for, with measured data, made-up inputs or neither (docs/decisions/0010)."""
+    def resolved(self, calibrated: bool) -> Options:
+        """What `auto` stands for, with inputs (data, or made up) or without (docs/decisions/0010)."""
         aimed = self.target is not None or self.max_drop is not None
         strategy = "budget" if aimed and calibrated else "uniform"
         return replace(
             self,
-            criterion=self.criterion if self.criterion != "auto" else "obs" if measured else "l2",
+            criterion=self.criterion if self.criterion != "auto" else "obs" if calibrated else "l2",
             strategy=self.strategy if self.strategy != "auto" else strategy,
             repair=self.repair if self.repair != "auto" else "sequential" if calibrated else "none",
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxprune.axes import BoolArray, Keep, kept_positions
 from onnxprune.model import Array
-from onnxprune.readers import Reader, Readers
+from onnxprune.readers import Floats, Reader, Readers
 from onnxprune.repair import maps
 from onnxprune.repair.weights import Weights
 from onnxprune.statistics import Statistics
@@ -39,30 +39,64 @@ def repair(
     """
     done = []
     for reader in readers.all:
-        if reader.node.index in gone or reader.source not in statistics.fitted:
+        if reader.node.index in gone:
             continue
-        chosen = lost(reader, keep)
-        if chosen is None:
+        fitted = fit(reader, readers.graph.model.array(reader.weight), keep, statistics, mean_only)
+        if fitted is None:
             continue
         node = weights.model.producers.get(reader.node.outputs[0])
         name = weights.constant(node, reader.operand) if node is not None else None
         if node is None or name is None:
             done.append(Repaired(reader.node.label, "none: its weight is shared", 0.0, 0.0))
             continue
-        groups, kept, made = chosen
-        whole = reader.matrix(readers.graph.model.array(reader.weight))
-        part = np.stack([whole[g][made[g]] for g in np.flatnonzero(groups)])
-        moments = [m[reader.source].restricted(groups) for m in (statistics.fitted, statistics.held)]
-        fix = maps.fit(reader, part, kept[groups], moments[0], moments[1], mean_only)
+        fix = fitted.fix
         if fix.method != "none":
-            for i, g in enumerate(np.flatnonzero(groups)):
-                whole[np.ix_([g], made[g], kept[g])] = fix.weight[i]
-            weights.set(name, cut(reader, reader.weight_of(whole), keep))
+            weights.set(name, cut(reader, fitted.weight, keep))
             if fix.shift is not None and reader.bias is not None:
                 holder = weights.model.producers[reader.bias.node.outputs[0]]
                 weights.shift(holder, reader.bias, fix.shift)
         done.append(Repaired(reader.node.label, fix.method, fix.before, fix.after))
     return done
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Fitted:
+    """A reader of which the channels that stay make up for those that went.
+
+    fix     the map that was chosen, of the groups and outputs that stay
+    weight  of the original's shape, zero at the channels that went
+    shift   [groups, outputs] to add to what the reader makes; zero where there is no bias, and for outputs that went
+    """
+
+    fix: maps.Fix
+    weight: Floats
+    shift: Floats
+
+
+def fit(
+    reader: Reader, weight: Array, keep: Keep, statistics: Statistics, mean_only: bool = False
+) -> Fitted | None:
+    """A reader fitted to what stays; None where it has lost no channels (see `lost`) or nothing is known of them.
+
+    weight  the original's
+    """
+    chosen = lost(reader, keep)
+    if chosen is None or reader.source not in statistics.fitted:
+        return None
+    groups, kept, made = chosen
+    staying = np.flatnonzero(groups)
+    whole = reader.matrix(weight)
+    part = np.stack([whole[g][made[g]] for g in staying])
+    moments = [m[reader.source].restricted(groups) for m in (statistics.fitted, statistics.held)]
+    fix = maps.fit(reader, part, kept[groups], moments[0], moments[1], mean_only)
+    shift = np.zeros(whole.shape[:2])
+    for i, g in enumerate(staying):
+        rows = np.flatnonzero(made[g])
+        whole[g, rows] = 0
+        whole[np.ix_([g], rows, np.flatnonzero(kept[g]))] = fix.weight[i]
+        if fix.shift is not None:
+            shift[g, rows] = fix.shift[i]
+    return Fitted(fix, reader.weight_of(whole), shift)
 
 
 def lost(reader: Reader, keep: Keep) -> tuple[BoolArray, BoolArray, BoolArray] | None:

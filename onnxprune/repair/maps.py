@@ -54,50 +54,62 @@ def fit(
     whole = fitted.merged(held)
     judge = held if held.count > 1 else fitted
     options = ("none", "mean") if centred else ("none",)
-    strengths = () if mean_only or not fitted.full or judge is fitted else RIDGES
+    strengths = () if mean_only or judge is fitted else RIDGES
     errors: dict[str | float, float] = dict.fromkeys((*options, *strengths), 0.0)
     energy = 0.0
     flat = weight.transpose(0, 2, 1, 3).reshape(weight.shape[0], weight.shape[2], -1)
-    if fitted.full:
-        grams = [moments.second(centred) for moments in (fitted, judge, whole)]
-        for g, mask in enumerate(kept):
-            product = flat[g] @ flat[g].T
-            energy += float(np.sum(product * grams[1][g]))
-            shift = judge.mean[g] - fitted.mean[g] if centred else np.zeros(len(mask))
+    offset = fitted.mean if centred else np.zeros_like(fitted.mean)  # what a bias can take away
+    away: dict[str | float, Floats] = {option: np.zeros(flat[:, 0].shape) for option in errors}
+    for block, here in enumerate(fitted.slices):
+        grams, covariance = fitted.second(centred, block), judge.covariance(block)
+        for g, mask in enumerate(kept[:, here]):
+            own = flat[g, here]
+            product = own @ own.T
+            energy += float(np.sum(product * covariance[g]))
+            mixing = product[np.ix_(~mask, ~mask)]
+            gone, across, left = (
+                covariance[g][np.ix_(a, b)] for a, b in ((~mask, ~mask), (~mask, mask), (mask, mask))
+            )
+            alone = float(np.sum(mixing * gone))
             for option in errors:
-                errors[option] += _residual(
-                    option, mask, product, grams[0][g], grams[1][g], shift, judge.mean[g] if centred else None
-                )
-    else:
-        for g, mask in enumerate(kept):
-            spread = np.square(flat[g]).sum(axis=1) * judge.variance[g]
-            energy += float(spread.sum()) + (0.0 if centred else _energy(flat[g], judge.mean[g]))
-            missed = {"none": judge.mean[g], "mean": judge.mean[g] - fitted.mean[g]}
-            for name in options:
-                errors[name] += float(spread[~mask].sum()) + _energy(flat[g][~mask], missed[name][~mask])
+                mean = judge.mean[g, here] - (0.0 if option == "none" else offset[g, here])
+                missed, spread = mean[~mask], alone
+                if not isinstance(option, str):  # tr(W_D S W_D^T), S the covariance of x_D - M x_K
+                    m = _map(grams[g], mask, option)
+                    spread += float(np.sum((mixing @ m) * (m @ left - 2 * across)))
+                    missed = missed - m @ mean[mask]
+                errors[option] += max(spread, 0.0)
+                away[option][g] += missed @ own[~mask]
+    for option in errors:
+        errors[option] += float(np.square(away[option]).sum())
+    if not centred:
+        energy += float(np.square(np.einsum("gc,gco->go", judge.mean, flat)).sum())
     best = min(errors, key=lambda option: errors[option] if np.isfinite(errors[option]) else np.inf)
-    maps = [
-        np.zeros((int((~mask).sum()), int(mask.sum())))
-        if isinstance(best, str)
-        else _map(grams[2][g], mask, best)
-        for g, mask in enumerate(kept)
-    ]
     new, shifts = [], []
+    seen = [whole.second(centred, block) for block in range(len(whole.slices))] if best in strengths else []
     for g, mask in enumerate(kept):
-        dropped = weight[g][:, ~mask]
-        new.append(weight[g][:, mask] + np.einsum("odt,dk->okt", dropped, maps[g]))
-        mean = whole.mean[g]
-        away = mean[~mask] - maps[g] @ mean[mask] if best != "none" else np.zeros(len(maps[g]))
-        shifts.append(np.einsum("odt,d,t->o", dropped, away, coverage(reader, weight.shape[3])))
+        stays, shift = [], np.zeros(weight.shape[1])
+        for block, here in enumerate(whole.slices):
+            own, left, mean = mask[here], weight[g][:, here], whole.mean[g, here]
+            away_here = mean[~own] if best != "none" else np.zeros(int((~own).sum()))
+            stay = left[:, own]
+            if best in strengths:
+                m = _map(seen[block][g], own, float(best))
+                stay = stay + np.einsum("odt,dk->okt", left[:, ~own], m)
+                away_here = away_here - m @ mean[own]
+            stays.append(stay)
+            shift += np.einsum("odt,d,t->o", left[:, ~own], away_here, coverage(reader, weight.shape[3]))
+        new.append(np.concatenate(stays, axis=1))
+        shifts.append(shift)
     scale = max(energy, 1e-300)
-    shift = np.stack(shifts) if centred else None
     name = best if isinstance(best, str) else f"ridge {best:g}"
-    return Fix(np.stack(new), shift, name, errors["none"] / scale, errors[best] / scale)
-
-
-def _energy(flat: Floats, mean: Floats) -> float:
-    """Of what a constant input makes, summed over outputs and taps."""
-    return float(np.square(mean @ flat).sum())
+    return Fix(
+        np.stack(new),
+        np.stack(shifts) if centred else None,
+        name,
+        errors["none"] / scale,
+        errors[best] / scale,
+    )
 
 
 def _map(gram: Floats, mask: BoolArray, strength: float) -> Floats:
@@ -106,32 +118,6 @@ def _map(gram: Floats, mask: BoolArray, strength: float) -> Floats:
     ridge = strength * max(float(np.trace(inner)) / max(len(inner), 1), 1e-12)
     found: Floats = np.linalg.solve(inner + ridge * np.eye(len(inner)), gram[np.ix_(mask, ~mask)]).T
     return found
-
-
-def _residual(
-    option: str | float,
-    mask: BoolArray,
-    product: Floats,
-    gram: Floats,
-    judged: Floats,
-    shift: Floats,
-    mean: Floats | None,
-) -> float:
-    """Mean squared output error tr(W_D S W_D^T) on the judged moments, S those of x_D less its prediction."""
-    mixing = product[np.ix_(~mask, ~mask)]
-    second = judged[np.ix_(~mask, ~mask)]
-    if option == "none":
-        away = mean[~mask] if mean is not None else np.zeros(len(second))
-        return float(np.sum(mixing * (second + np.outer(away, away))))
-    if option == "mean":
-        away = shift[~mask]
-        return float(np.sum(mixing * (second + np.outer(away, away))))
-    assert not isinstance(option, str)
-    m = _map(gram, mask, option)
-    cross = judged[np.ix_(~mask, mask)] @ m.T
-    away = shift[~mask] - m @ shift[mask]
-    error = second - cross - cross.T + m @ judged[np.ix_(mask, mask)] @ m.T + np.outer(away, away)
-    return max(float(np.sum(mixing * error)), 0.0)
 
 
 def coverage(reader: Reader, taps: int) -> Array:

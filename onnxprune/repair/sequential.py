@@ -12,6 +12,7 @@ behind it.
 
 from __future__ import annotations
 
+import functools
 import graphlib
 import itertools
 import math
@@ -30,7 +31,8 @@ from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node
 from onnxprune.ops.spec import Window
-from onnxprune.readers import Reader, Readers
+from onnxprune.readers import Floats, Reader, Readers, Source
+from onnxprune.repair import normal
 from onnxprune.repair.channels import Repaired
 from onnxprune.repair.stepping import Stepper
 from onnxprune.repair.weights import Weights
@@ -39,14 +41,19 @@ from onnxprune.statistics import Regression, batch_size, is_held
 
 # Of the mean second moment; chosen by the error on held-out samples. Infinite: the bias alone.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, math.inf)
-COLUMNS = 6144  # of a layer that is refitted: channels times taps of a group
+COLUMNS = (
+    8192  # channels times taps that are solved for together; of wider layers blocks, one after the other
+)
 ROWS = 12  # for each column, at most
 FEWEST = 4096  # rows that are looked at however few the columns are
 STAGES = 64  # at most
 SPREAD = 4  # positions that could be looked at for each row that is: above it, fewer samples do
 SAMPLES = 64  # at least
 
+FEW, STRETCH = 64, 2.0  # rows at which a match goes half way; the most that it scales by
+
 Progress = Callable[[float], None]
+Fit = tuple[Floats, Floats | None]  # change [groups, columns, outputs], shift [groups, outputs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,8 @@ class _Layer:
     theirs  the tensor of the original that it is compared with
     kept    for each of its axes the positions of the original that stay
     gain    times which the reader's formula enters it
+    part    channels of each group that are refitted; the others are left to other stages, and the sweep over all
+            is one of block coordinate descent (Gauss-Seidel)
     """
 
     reader: Reader
@@ -66,6 +75,13 @@ class _Layer:
     kept: tuple[IntArray | None, ...]
     level: int
     gain: float
+    part: slice  # of the channels of a group
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, columns, outputs."""
+        groups, outputs, _, taps = self.reader.matrix_shape
+        return groups, (self.part.stop - self.part.start) * taps, outputs
 
 
 def refit(
@@ -109,7 +125,19 @@ def refit(
             done.append(_solve(layer, fitted, held, weights, (math.inf,) if mean_only else RIDGES))
         proto = rewrite.edited(model, weights.edits("refitted"))
         progress((number + 1) / len(stages))
-    return proto, done
+    return proto, _summed(done)
+
+
+def _summed(done: Sequence[Repaired]) -> list[Repaired]:
+    """One entry for each node: blocks of a wide layer one after the other."""
+    found: dict[str, Repaired] = {}
+    for entry in done:
+        if entry.node in found:
+            first = found[entry.node]
+            method = f"{first.method}, {entry.method}"
+            entry = Repaired(entry.node, method, first.before, first.after * entry.after)
+        found[entry.node] = entry
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------- planning
@@ -178,9 +206,18 @@ def _layers(
             touched = spot.reader.node.outputs[0] in dirty or theirs != ours
             if touched and typed is not None and ours in shapes:
                 kept = tuple(kept_positions(axis, keep) for axis in typed)
-                yield _Layer(spot.reader, spot.order, ours, theirs, kept, level, spot.gain)
-                level += 1
+                for part in _parts(spot.reader):
+                    yield _Layer(spot.reader, spot.order, ours, theirs, kept, level, spot.gain, part)
+                    level += 1
         depth[index] = level
+
+
+def _parts(reader: Reader) -> list[slice]:
+    """Even blocks of channels whose moments fit into the memory of one of `COLUMNS` columns and a single group."""
+    groups, _, channels, taps = reader.matrix_shape
+    most = max(math.isqrt(COLUMNS**2 // groups) // taps, 1)
+    step = math.ceil(channels / math.ceil(channels / most))
+    return [slice(first, min(first + step, channels)) for first in range(0, channels, step)]
 
 
 def _spots(readers: Readers) -> Iterator[_Spot]:
@@ -192,9 +229,9 @@ def _spots(readers: Readers) -> Iterator[_Spot]:
         node = reader.node
         order = reader.target_order
         gain = float(node.attributes.get("alpha", 1.0))
-        columns = math.prod(reader.matrix_shape[2:])
+        taps = reader.matrix_shape[3]
         shared = len(model.consumers.get(reader.weight, ())) > 1
-        if not reader.affine or shared or order is None or columns > COLUMNS or not gain:
+        if not reader.affine or shared or order is None or taps > COLUMNS or not gain:
             continue
         end = (reader.bias.node if reader.bias is not None else node).outputs[0]
         following = model.consumers.get(end, [])
@@ -223,13 +260,26 @@ def _changed(original: DependencyGraph, keep: Keep, removed: Sequence[Block], mo
 
 
 def _stages(layers: Sequence[_Layer]) -> list[list[_Layer]]:
-    """Layers that are refitted together: one level each, or several where there are too many."""
+    """Layers that are refitted together: one level each, or several where there are too many; blocks of the same
+    layer never together, and no more than memory has room for."""
     levels = sorted({layer.level for layer in layers})
     share = math.ceil(len(levels) / STAGES) if levels else 1
     place = {level: i // share for i, level in enumerate(levels)}
-    stages: list[list[_Layer]] = [[] for _ in range(len(set(place.values())))]
+    portions: list[list[_Layer]] = [[] for _ in range(len(set(place.values())))]
     for layer in layers:
-        stages[place[layer.level]].append(layer)
+        portions[place[layer.level]].append(layer)
+    stages: list[list[_Layer]] = []
+    for portion in portions:
+        stages.append([])
+        used = 0
+        for layer in sorted(portion, key=lambda layer: layer.level):
+            groups, columns, _ = layer.shape
+            twice = any(layer.reader is other.reader for other in stages[-1])
+            if twice or (stages[-1] and used + groups * columns**2 > COLUMNS**2):
+                stages.append([])
+                used = 0
+            stages[-1].append(layer)
+            used += groups * columns**2
     return stages
 
 
@@ -261,12 +311,7 @@ class _Runs:
         here = [layer.reader.node.outputs[0] for layer in (*stage, *later)]
         self.before.stage(self.original.model.proto, _theirs(stage), _theirs(later))
         self.after.stage(model.proto, _ours(stage), _ours(later), here)
-        fits = []
-        for layer in stage:
-            groups, outputs, channels, taps = layer.reader.matrix_shape
-            fits.append(
-                (Regression(groups, channels * taps, outputs), Regression(groups, channels * taps, outputs))
-            )
+        fits = [(Regression(*layer.shape), Regression(*layer.shape)) for layer in stage]
         data = _enough(stage, self.data, self.original, self.size)
         for index, batch in enumerate(data.batches(self.size)):
             wanted, given = self.before.run(index, batch.feeds), self.after.run(index, batch.feeds)
@@ -296,7 +341,7 @@ def _ours(layers: Sequence[_Layer]) -> list[str]:
 
 def _wanted(layer: _Layer) -> int:
     """Rows to fit a layer on."""
-    return max(ROWS * math.prod(layer.reader.matrix_shape[2:]), FEWEST)
+    return max(ROWS * layer.shape[1], FEWEST)
 
 
 def _enough(stage: Sequence[_Layer], data: Data, original: DependencyGraph, size: int) -> Data:
@@ -304,7 +349,7 @@ def _enough(stage: Sequence[_Layer], data: Data, original: DependencyGraph, size
     needed = SAMPLES
     for layer in stage:
         shape = original.shapes.shapes.get(layer.theirs, ())
-        groups, outputs, _, _ = layer.reader.matrix_shape
+        groups, _, outputs = layer.shape
         positions = max(math.prod(shape[1:]) // (groups * outputs), 1)
         needed = max(needed, math.ceil(SPREAD * _wanted(layer) / positions))
     needed = size * math.ceil(needed / size)  # whole batches: others have gone before
@@ -317,28 +362,40 @@ def _rows(
     """Columns [groups, rows, channels x taps] and what is lacking [groups, rows, outputs], of at most so many
     positions."""
     reader = layer.reader
-    groups, outputs, channels, taps = reader.matrix_shape
+    groups, columns, outputs = layer.shape
     turned = lack.transpose(layer.order)
     space = turned.shape[: turned.ndim - 1 - len(reader.source.moved)]
     count = math.prod(space)
     chosen = np.arange(count) if count <= most else np.sort(random.choice(count, most, replace=False))
     places = np.unravel_index(chosen, space)
     e = turned[places].reshape(len(chosen), groups, outputs).transpose(1, 0, 2)
-    source = reader.source
+    value, source = _narrowed(layer, value)
     if reader.window is None:
         rest = [a for a in range(value.ndim) if a != source.axis and a not in source.moved]
-        flat = value.transpose(*rest, *source.moved, source.axis)[places]
-        flat = flat.reshape(len(chosen), groups, source.before, source.size, source.after)
-        return flat.transpose(1, 0, 3, 2, 4).reshape(groups, len(chosen), channels * taps), e
-    return _patches(reader, value, places, space), e
+        found = value.transpose(*rest, *source.moved, source.axis)[places]
+        taps = 1
+    else:
+        found = _patches(reader, value, places, space)
+        taps = found.shape[2]
+    found = found.reshape(len(chosen), groups, source.before, source.size, source.after * taps)
+    return found.transpose(1, 0, 3, 2, 4).reshape(groups, len(chosen), columns), e
+
+
+def _narrowed(layer: _Layer, value: Array) -> tuple[Array, Source]:
+    """The value with the channels that are refitted alone, and how they lie there."""
+    source, part = layer.reader.source, layer.part
+    if part == slice(0, source.size):
+        return value, source
+    lying = np.arange(value.shape[source.axis]).reshape(-1, source.before, source.size, source.after)
+    value = np.take(value, lying[:, :, part].ravel(), axis=source.axis)
+    return value, replace(source, size=part.stop - part.start)
 
 
 def _patches(reader: Reader, value: Array, places: Sequence[IntArray], space: Sequence[int]) -> Array:
-    """What the window sees at each place (sample, then position): [groups, places, channels x taps]."""
+    """What the window sees at each place (sample, then position): [places, channels, taps]."""
     window = _window(reader, value.shape[2:], space[1:])
-    source, taps = reader.source, math.prod(window.extents)
     rank = len(window.extents)
-    found = np.zeros((len(places[0]), value.shape[1], taps), dtype=np.float32)
+    found = np.zeros((len(places[0]), value.shape[1], math.prod(window.extents)), dtype=np.float32)
     reach = [
         [window.position(axis, tap, value.shape[2 + axis], space[1 + axis]) for tap in range(extent)]
         for axis, extent in enumerate(window.extents)
@@ -354,8 +411,7 @@ def _patches(reader: Reader, value: Array, places: Sequence[IntArray], space: Se
         rows = np.flatnonzero(inside)
         index_of: tuple[Any, ...] = (places[0][rows], slice(None), *(w[rows] for w in where))
         found[rows, :, index] = value[index_of]
-    found = found.reshape(len(found), source.groups, source.before, source.size, source.after * taps)
-    return found.transpose(1, 0, 3, 2, 4).reshape(source.groups, len(found), -1)
+    return found
 
 
 def _window(reader: Reader, sizes: Sequence[int], outputs: Sequence[int]) -> Window:
@@ -376,43 +432,69 @@ def _window(reader: Reader, sizes: Sequence[int], outputs: Sequence[int]) -> Win
 def _solve(
     layer: _Layer, fitted: Regression, held: Regression, weights: Weights, ridges: Sequence[float]
 ) -> Repaired:
-    """Change the layer's weight by the regression that does best on held-out samples, if any does."""
+    """Change the layer's weight by what does best on held-out samples, if anything does: by a regression, or by
+    matching means and deviations alone. `fitted` is used up."""
     reader = layer.reader
     node = weights.model.producers[reader.node.outputs[0]]
     label = reader.node.label
     name = weights.constant(node, reader.operand)
     judge = held if held.count > 1 else fitted
-    if judge is fitted:
-        ridges = ridges[-1:]  # nothing tells how strong it must be
     before = judge.error()
     if name is None or not before or fitted.count < 2:
         return Repaired(label, "none", 0.0, 0.0)
+    matrix = reader.matrix(weights.value(name))
+    own = matrix[:, :, layer.part]
+    groups, columns, outputs = layer.shape
     centred = reader.bias is not None
+    options: dict[str, Callable[[Regression], Fit]] = {
+        f"refit {ridge:g}": functools.partial(_regress, ridge=ridge, centred=centred)
+        # without held-out rows nothing tells how strong a ridge must be
+        for ridge in (ridges[-1:] if judge is fitted else ridges)
+    }
+    if len(options) > 1:
+        flat = own.transpose(0, 2, 3, 1).reshape(groups, columns, outputs)
+        options["match"] = functools.partial(_match, weight=flat, centred=centred)
     best, least = None, before
-    for ridge in ridges:
-        change, shift = _regress(fitted, ridge, centred)
-        error = judge.error(change, shift)
+    for method, option in options.items():
+        try:
+            error = judge.error(*option(fitted))
+        except np.linalg.LinAlgError:  # too weak a ridge for what rounding leaves of the moments
+            continue
         if error < least:
-            best, least = ridge, error
+            best, least = method, error
     if best is None:
         return Repaired(label, "none", 1.0, 1.0)
-    change, shift = _regress(fitted.merged(held), best, centred)
-    matrix = reader.matrix(weights.value(name))
-    delta = change.transpose(0, 2, 1).reshape(matrix.shape)
-    weights.set(name, reader.weight_of(matrix + delta))
+    fitted.absorb(held)
+    change, shift = options[best](fitted)
+    own += change.reshape(groups, -1, own.shape[3], outputs).transpose(0, 3, 1, 2)
+    weights.set(name, reader.weight_of(matrix))
     if reader.bias is not None and shift is not None:
         weights.shift(weights.model.producers[reader.bias.node.outputs[0]], reader.bias, shift)
-    return Repaired(label, f"refit {best:g}", 1.0, least / before)
+    return Repaired(label, best, 1.0, least / before)
 
 
-def _regress(rows: Regression, ridge: float, centred: bool) -> tuple[Array, Array | None]:
-    """(change [groups, columns, outputs], shift [groups, outputs])."""
+def _regress(rows: Regression, ridge: float, centred: bool) -> Fit:
     if math.isinf(ridge):
         return np.zeros((*rows.x.shape, rows.e.shape[1])), rows.e if centred else None
     xx, xe = rows.moments(centred)
-    columns = xx.shape[1]
-    scale = np.maximum(np.einsum("gcc->g", xx) / columns, 1e-12)
-    damped = xx + (ridge * scale)[:, None, None] * np.eye(columns)
-    change = np.linalg.solve(damped, xe)
-    shift = rows.e - np.einsum("gc,gco->go", rows.x, change) if centred else None
-    return change, shift
+    along = np.arange(xx.shape[1])
+    scale = np.maximum(np.einsum("gcc->g", xx, dtype=np.float64) / len(along), 1e-12)
+    xx[:, along, along] += ridge * scale[:, None]
+    return _shifted(rows, normal.solve(xx, xe), centred)
+
+
+def _match(rows: Regression, weight: Floats, centred: bool) -> Fit:
+    """Outputs scaled and shifted to the mean and deviation of the original's, on the inputs of the pruned network
+    (Jordan et al., "REPAIR", 2023; Li et al., "EagleEye", 2020, for BatchNorm), less for few rows."""
+    rounded = weight.astype(rows.xx.dtype)
+    ours = np.einsum("gco,gco->go", rounded, rows.xx @ rounded, dtype=np.float64)
+    theirs = ours + 2 * np.einsum("gco,gco->go", rounded, rows.xe, dtype=np.float64) + rows.ee
+    scale = np.sqrt(np.maximum(theirs, 0.0) / np.where(ours > 0, ours, 1.0))
+    trust = rows.count / (rows.count + FEW) * (ours > 0)
+    scale = 1 + trust * (np.clip(scale, 1 / STRETCH, STRETCH) - 1)
+    return _shifted(rows, weight * (scale - 1)[:, None], centred)
+
+
+def _shifted(rows: Regression, change: Floats, centred: bool) -> Fit:
+    """With the shift that is left to the bias."""
+    return change, rows.e - np.einsum("gc,gco->go", rows.x, change) if centred else None

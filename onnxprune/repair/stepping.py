@@ -12,14 +12,15 @@ from onnxprune.model import Array
 from onnxprune.parts import ancestors, closure
 from onnxprune.runtime import Feeds, Session
 
-ROOM = 2**31  # bytes of activations that are kept between stages; above it every stage starts from the inputs
+ROOM = 2**31  # bytes of activations that are kept between stages; batches beyond it start from the inputs
 
 
 class Stepper:
     """One graph on its way from its inputs to its outputs.
 
     At each stage some tensors are computed for good and others for now (what is behind a weight that will
-    change); of each batch only what later stages read is kept.
+    change); of each batch only what later stages read is kept. A batch that a stage leaves out stays where it is,
+    and goes on from there: what is kept of it no longer changes.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Stepper:
         self._live: list[str] = []
         self._wanted: list[str] = []
         self._proto = onnx.ModelProto()
-        self._sessions: dict[bool, Session] = {}
+        self._sessions: dict[tuple[str, ...], Session] = {}
 
     def stage(
         self,
@@ -62,26 +63,32 @@ class Stepper:
     def run(self, index: int, feeds: Feeds) -> dict[str, Array]:
         """The wanted tensors for one batch. Raises `RunError`."""
         state = self._kept.get(index, {})
-        session = self._session(bool(state))
         fed = {name: feeds[name] for name in self._wanted if name in feeds}
         names = list(dict.fromkeys([*self._wanted, *self._live]))
-        values = session.run({**feeds, **state}, [n for n in names if n not in fed and n not in state])
+        missing = [name for name in names if name not in fed and name not in state]
+        values = self._session(state).run({**feeds, **state}, missing) if missing else {}
         values = {**{name: state[name] for name in names if name in state}, **values}
         if self._live:
             self._fresh[index] = {name: values[name] for name in self._live}
         return {**{name: values[name] for name in self._wanted if name in values}, **fed}
 
     def finish(self) -> None:
-        """End a stage: forget what no later stage reads."""
-        arrays = [value for state in self._fresh.values() for value in state.values()]
-        plain = all(isinstance(array, np.ndarray) for array in arrays)
-        if not plain or sum(array.nbytes for array in arrays) > ROOM:
-            self._keeps, self._fresh = False, {}
-        self._kept = self._fresh
+        """End a stage: forget what no later stage reads, and what there is no room for."""
+        kept = {**self._kept, **self._fresh} if self._live else {}
+        self._kept, used = {}, 0
+        for index in sorted(kept):
+            arrays = kept[index].values()
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                self._keeps, self._kept = False, {}
+                return
+            used += sum(array.nbytes for array in arrays)
+            if used <= ROOM:
+                self._kept[index] = kept[index]
 
-    def _session(self, resumed: bool) -> Session:
-        if resumed not in self._sessions:
-            known = next(iter(self._kept.values())) if resumed else {}
+    def _session(self, known: Feeds) -> Session:
+        """From what is known of a batch to what is wanted."""
+        names = tuple(known)
+        if names not in self._sessions:
             part = ancestors(self._proto, [*self._wanted, *self._live], known)
-            self._sessions[resumed] = Session(part, optimise="all")
-        return self._sessions[resumed]
+            self._sessions[names] = Session(part, optimise="all")
+        return self._sessions[names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_usage_errors_are_one_line() -> None:
         ["apply", "a", "b", "c"],
     ):
         check_refused(run(*arguments), "--help'")
+
+
+def test_folders_that_cannot_be_written_to(
+    model: Path, tmp_path: Path, powerless: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Said before any work: this data would be refused as constant."""
+    closed, data = tmp_path / "closed", tmp_path / "x.npy"
+    closed.mkdir(mode=0o500)
+    np.save(data, np.zeros((4, 3, 32, 32), np.float32))
+    with powerless():
+        for command in (
+            ("shrink", model, *THIRD, "--data", data),
+            ("plan", model, *THIRD, "--data", data),
+            ("sensitivity", model, "--data", data),
+            ("fold", model),
+        ):
+            words = f"{closed / 'out'}: cannot write to the folder {closed} (Permission denied)"
+            check_refused(run(*command, "-o", closed / "out"), words)
 
 
 # ------------------------------------------------------------------------------------------------- shrink
@@ -321,10 +340,15 @@ def test_everything_else_in_the_file_survives(model: Path) -> None:
 def test_inspect_shows_groups_and_pins(model: Path) -> None:
     result = run("inspect", model)
     assert result.exit_code == 0
-    for words in ("layer1.0.conv_1.weight:0", "exact", "12 groups", "pinned: graph input 'image'"):
+    for words in ("layer1.0.conv_1 channels (8)", "exact", "12 groups", "pinned: graph input 'image'"):
         assert words in result.stdout
+    assert ":0 " not in result.stdout
     document = report(run("inspect", model, "--json"))
     assert len(document["groups"]) == 12  # type: ignore[arg-type]
+    named = {group["name"]: group["label"] for group in document["groups"]}  # type: ignore[attr-defined]
+    assert named["layer1.0.conv_1.weight:0"] == "layer1.0.conv_1 channels (8)"
+    shown = [line.split("│")[1].strip() for line in result.stdout.splitlines() if line.startswith("│")]
+    assert sorted(shown) == sorted(named.values())
     assert {p["reason"] for p in document["pinned"]} == {"graph input 'image'", "graph output 'logits'"}  # type: ignore[attr-defined]
     assert 0.9 < document["prunable"]["params"] <= 1  # type: ignore[index]
 
@@ -332,7 +356,8 @@ def test_inspect_shows_groups_and_pins(model: Path) -> None:
 def test_inspect_why(model: Path) -> None:
     named = run("inspect", model, "--why", "layer1.0.conv_1")
     assert named.exit_code == 0
-    assert "is group layer1.0.conv_1.weight:0 [exact], coupled to:" in named.stdout
+    text = "is group layer1.0.conv_1 channels (8) [exact; layer1.0.conv_1.weight:0 in plans], coupled to:"
+    assert text in named.stdout
     assert "layer1.0.bn_1" in named.stdout
     assert "is pinned: graph input 'image'" in run("inspect", model, "--why", "stem.conv_1").stdout
     assert "head.gemm_1.weight" in run("inspect", model, "--why", "head.gemm_1.weight").stdout

@@ -91,7 +91,7 @@ def test_a_target_without_data_is_met_by_a_budget_on_made_up_inputs(model: Path)
     report = document("shrink", model, "--macs", 0.7, "--align", 1, "--samples", 16)
     assert report["kept"]["macs"] <= 0.7
     options = report["provenance"]["options"]
-    assert (options["criterion"], options["strategy"], options["repair"]) == ("l2", "budget", "sequential")
+    assert (options["criterion"], options["strategy"], options["repair"]) == ("obs", "budget", "sequential")
     assert report["data"]["kind"] == "synthetic"
     assert report["data"]["measured"] is False
 
@@ -278,6 +278,8 @@ def test_validate_on_data(model: Path, data: Path, tmp_path: Path, short_rounds:
     said = run("validate", model, small, "--data", data, "--samples", 20, "--metric", "cosine").stdout
     assert f"agreement with the original on {data} (20 samples):" in said
     assert f"cosine on {data} (20 samples): 1 -> 0." in said
+    assert "note: only 20 samples: statistics of so few are rough" in said
+    assert "note: only" not in run("validate", model, small, "--data", data).stdout
     plain = tmp_path / "plain.npy"
     np.save(plain, feeds)
     assert document_of(run("validate", model, small, "--data", plain, "--json"))["quality"] is None
