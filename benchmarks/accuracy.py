@@ -70,10 +70,29 @@ def _versions(*names: str) -> str:
     return " ".join(code_version(Path(__file__).with_name(name)) for name in names)
 
 
+SHOWING = (
+    "cli",
+    "comparison",
+    "html",
+    "inspection",
+    "latency",
+    "naming",
+    "report",
+    "survey",
+    "targets",
+    "timing",
+)
+"""Modules of ours that show and measure, and do not decide what is written here."""
+
+
 @functools.cache
 def _own_version() -> str:
-    files = sorted(Path(onnxprune.__file__).parent.rglob("*.py"))
-    return _digest(*(code_version(path) for path in files))
+    package = Path(onnxprune.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    deciding = [
+        path for path in files if path.relative_to(package).parts[0].removesuffix(".py") not in SHOWING
+    ]
+    return _digest(*(code_version(path) for path in deciding))
 
 
 # The models that tools write

@@ -30,15 +30,53 @@ GLOBAL_FLOOR = 0.1  # the least share of a group that global allocation leaves
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
-    """Channels per group are rounded to multiples of `align`, and never fall below `minimum`."""
+class Alignment:
+    """Multiples of channels that kernels fill; 1: any number.
 
-    align: int = 16
+    channels  of convolutions
+    grouped   of depthwise convolutions, and of others within each group
+    products  of matrix products and recurrent layers
+    """
+
+    channels: int = 16
+    grouped: int = 16
+    products: int = 16
+
+    @staticmethod
+    def of(block: int) -> Alignment:
+        """The same everywhere. Raises `UserError` where it is no number of channels."""
+        if block < 1:
+            raise UserError(f"--align {block}: give a positive number of channels (1 turns it off)")
+        return Alignment(block, block, block)
+
+    def joined(self, other: Alignment) -> Alignment:
+        """What fills the kernels of both."""
+        return Alignment(
+            math.lcm(self.channels, other.channels),
+            math.lcm(self.grouped, other.grouped),
+            math.lcm(self.products, other.products),
+        )
+
+    def block(self, group: Group) -> int:
+        """Channels between two counts that fill the kernels of a group."""
+        if group.grouped:
+            return self.grouped if self.grouped == 1 else math.lcm(self.grouped, GROUPED)
+        return self.channels if group.windowed else self.products
+
+    def __str__(self) -> str:
+        if self.channels == self.grouped == self.products:
+            return f"{self.channels}"
+        return f"{self.channels} (in groups {self.grouped}, products {self.products})"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Channels per group are rounded to blocks, and never fall below `minimum`."""
+
+    alignment: Alignment = Alignment()
     minimum: int = 1
 
     def __post_init__(self) -> None:
-        if self.align < 1:
-            raise UserError(f"--align {self.align}: give a positive number of channels (1 turns it off)")
         if self.minimum < 1:
             raise UserError(f"--min-channels {self.minimum}: at least 1 channel must stay")
 
@@ -47,7 +85,7 @@ class Rounding:
 
         Groups smaller than two blocks use half blocks (down to 4 channels), so that they can be cut at all.
         """
-        block = math.lcm(self.align, GROUPED) if group.grouped else self.align
+        block = self.alignment.block(group)
         while block > GROUPED and group.size * group.stride < 2 * block:
             block = max(block // 2, GROUPED)
         return max(block // math.gcd(block, group.stride), 1)
@@ -55,7 +93,7 @@ class Rounding:
     def count(self, group: Group, wish: float) -> int:
         """The allowed count nearest to `wish`, at most the group's size and at least the minimum. Half a
         unit goes (a quarter of two heads is one), half a block stays."""
-        step = 1 if self.align == 1 else self.step(group)
+        step = self.step(group)
         if step == 1:
             count = math.ceil(wish - 0.5)
         elif group.size < 2 * step:
@@ -66,7 +104,7 @@ class Rounding:
 
     def allowed(self, group: Group) -> tuple[int, ...]:
         """Every count that `count` gives for some wish, ascending, and the size itself."""
-        step = 1 if self.align == 1 else self.step(group)
+        step = self.step(group)
         counts = {self.count(group, wish) for wish in range(0, group.size + 1, step)}
         return tuple(sorted(counts | {self.count(group, group.size), group.size}))
 
@@ -239,7 +277,7 @@ def budget(
     search = _Search(curves, cost.ledger(name), limit, removals)
     search.smallest()
     if not search.fits:
-        whole = getattr(CostModel(cost.graph)(), name)
+        whole = getattr(CostModel(cost.graph, prices=cost.prices)(), name)
         least = search.ledger.total // search.ledger.unit / max(whole, 1)
         raise UserError(
             f"{cost.graph.model.name}: --{name} {limit / max(whole, 1):.3g} cannot be reached; the least possible "

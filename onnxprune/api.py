@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import metrics, pipeline, surgery, survey
+from onnxprune import comparison, metrics, pipeline, surgery, survey, timing
 from onnxprune.blocks import Blocks
+from onnxprune.comparison import OnTarget
 from onnxprune.data import Preprocess, Spec, open_data
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
@@ -26,8 +27,10 @@ from onnxprune.report import Quality, counted, verdict
 from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.shapes import accepted_runs
 from onnxprune.survey import Asked, Survey
+from onnxprune.targets import target
+from onnxprune.timing import Timing
 from onnxprune.validation import equivalence, mended, structure
-from onnxprune.validation.drift import Drift, Latency, compare_outputs, time_both
+from onnxprune.validation.drift import Drift, compare_outputs
 from onnxprune.validation.equivalence import Equivalence
 from onnxprune.validation.mended import Mending
 
@@ -49,17 +52,21 @@ def shrink(
     samples: int = pipeline.SAMPLES,
     preprocess: Preprocess | str | None = None,
     max_drop: float | None = None,
+    latency: float | None = None,
+    latency_table: str | os.PathLike[str] | None = None,
     judge: Spec | None = None,
     metric: str | None = None,
     criterion: str = "auto",
     allocation: str = "auto",
     repair: str = "auto",
     steps: int = 1,
-    align: int = 16,
+    targets: Sequence[str] = (),
+    align: int | None = None,
     min_channels: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow_lossy: bool = False,
+    allow_slower: bool = False,
     seed: int = 0,
 ) -> Result:
     """Prune a model, prove the cut equal to the masked original, and repair what stays.
@@ -67,21 +74,25 @@ def shrink(
     channels is the share of units to remove from every prunable group; heads, head_width, ffn and hidden
     are shares for groups of that role; layers is how many residual blocks to remove, a share of them, or
     patterns on their names. macs, params and bytes are the shares of the model's MACs, parameters or weight
-    bytes to keep, instead of shares to remove; max_drop is what the metric may lose, instead of either.
+    bytes to keep, instead of shares to remove; max_drop is what the metric may lose, and latency the share of the time
+    to keep on the first of the targets (times of pieces are kept in latency_table), instead of either.
 
     data (see `onnxprune.data.open_data`) are unlabelled inputs to score and repair with, `samples` of them;
     without, inputs are made up. judge is data for the metric (default: data), which is measured before and after
     where `judge`, `metric` or `max_drop` is given. repair is `auto`, `none`, `mean`, `ridge` or `sequential`; steps
-    is in how many steps to prune. Raises `NothingToPrune`, `UserError` or `InternalError`.
+    is in how many steps to prune. targets are where it is to run (`onnxprune.targets`): counts are rounded to what fills
+    their kernels, or to multiples of align, and both models are compared there; a result that is no faster is refused with
+    `NotFaster`, unless allow_slower. Raises `NothingToPrune`, `UserError` or `InternalError`.
     """
     options = Options(
         channels=channels, heads=heads, head_width=head_width, ffn=ffn, hidden=hidden,
         layers=None if layers is None else str(layers), layer_criterion=layer_criterion, macs=macs,
         params=params, bytes=bytes, criterion=criterion, strategy=allocation, repair=repair, steps=steps,
-        max_drop=max_drop, align=align, minimum=min_channels,
+        max_drop=max_drop, latency=latency, targets=tuple(targets), align=align, minimum=min_channels,
         include=tuple(include), exclude=tuple(exclude), allow_lossy=allow_lossy, seed=seed,
     )  # fmt: skip
-    inputs = Inputs(data, samples, _parsed(preprocess), judge, metric)
+    table = None if latency_table is None else Path(latency_table)
+    inputs = Inputs(data, samples, _parsed(preprocess), judge, metric, table, allow_slower)
     return pipeline.prune(model, options, inputs=inputs)
 
 
@@ -143,22 +154,25 @@ class Validation:
     agreement    of each output with the original's on data
     quality      a metric of both models on data
     notes        on the data
+    targets      both models on every target that was named
     """
 
     problems: tuple[str, ...]
     equivalence: Equivalence | None
     drift: tuple[Drift, ...]
-    latency: Latency | None
+    latency: Timing | None
     mending: Mending | None = None
     data: Mapping[str, Any] | None = None
     agreement: tuple[Agreement, ...] = ()
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+    targets: tuple[OnTarget, ...] = ()
 
     @property
     def passed(self) -> bool:
         proven = self.equivalence is None or self.equivalence.passed
-        return not self.problems and proven and (self.mending is None or self.mending.passed)
+        mended = self.mending is None or self.mending.passed
+        return not self.problems and proven and mended and not any(one.broken for one in self.targets)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -171,7 +185,8 @@ class Validation:
             "quality": asdict(self.quality) if self.quality else None,
             "notes": list(self.notes),
             "drift": [asdict(d) for d in self.drift],
-            "latency": asdict(self.latency) if self.latency else None,
+            "latency": self.latency.as_dict() if self.latency else None,
+            "targets": [one.as_dict() for one in self.targets],
         }
 
     def print(self, console: Console) -> None:
@@ -195,12 +210,10 @@ class Validation:
                 table.add_row(d.output, f"{d.error:.2e} of scale", f"{d.cosine:.4f}")
             console.print(table)
         if self.latency:
-            spread = f"{self.latency.ratios[0]:.2f} to {self.latency.ratios[-1]:.2f}"
-            busy = "; contended: the machine was busy" if self.latency.contended else ""
-            console.print(
-                f"latency (onnxruntime CPU, 1 thread): {self.latency.before:.3g} ms -> {self.latency.after:.3g} ms, "
-                f"x{self.latency.ratio:.2f} (rounds {spread}){busy}"
-            )
+            judged = timing.verdict(self.latency)
+            console.print(f"latency (onnxruntime CPU, 1 thread): {judged.text}", soft_wrap=True)
+        for one in self.targets:
+            console.print(f"{one}", soft_wrap=True)
 
     def _proof(self) -> list[str]:
         """What is proven, in sentences."""
@@ -255,12 +268,14 @@ def validate(
     samples: int | None = None,
     preprocess: Preprocess | str | None = None,
     metric: str | None = None,
+    targets: Sequence[str] = (),
+    threads: int = 1,
 ) -> Validation:
     """Judge a candidate from outside: is it sound, is it what the plan says, how far and how fast is it.
 
     Of a candidate whose plan repairs it is checked that it is the plan's cut but for the values of weights and
     biases, and the cut is proven. On `data`, `samples` of it, outputs are compared, and with labels, or where one
-    is named, a metric of both models.
+    is named, a metric of both models. On each of `targets` both are compared again, and timed with `threads`.
     """
     if metric is not None and data is None:
         raise UserError("--metric needs data to measure on; give --data")
@@ -287,11 +302,9 @@ def validate(
             problems.append(f"equivalence: {error}")
     if problems:
         return Validation(tuple(dict.fromkeys(problems)), proof, (), None, mending)
-    sessions = (
-        Session(before.proto, optimise="all", threads=1),
-        Session(after.proto, optimise="all", threads=1),
-    )
-    drift = tuple(compare_outputs(*sessions, feeds))
+    first, second = (Session(model.proto, optimise="all", threads=1) for model in (before, after))
+    drift = tuple(compare_outputs(first, second, feeds))
+    del first, second  # what is timed is loaded afresh
     agreement: tuple[Agreement, ...] = ()
     quality = None
     if opened is not None:
@@ -300,9 +313,36 @@ def validate(
             judge = pipeline.Judge(before, opened, metric)
             quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
     described = None if opened is None else pipeline.described(opened)
-    latency = time_both(*sessions, feeds[0])
+    latency = timing.compare_models(target("cpu"), (before.proto, after.proto), feeds[0])
     notes = () if opened is None else opened.notes
-    return Validation((), proof, drift, latency, mending, described, agreement, quality, notes)
+    found = _on_targets(graph, after, targets, threads)
+    return Validation((), proof, drift, latency, mending, described, agreement, quality, notes, found)
+
+
+def bench(
+    original: Source,
+    candidates: Sequence[Source],
+    targets: Sequence[str] = ("cpu",),
+    *,
+    threads: int = 1,
+) -> list[tuple[Source, OnTarget]]:
+    """Every candidate beside the original on every target: who runs its nodes, how far its outputs are from the CPU's,
+    and how long both take."""
+    graph = DependencyGraph(pipeline.open_model(original))
+    return [
+        (candidate, one)
+        for candidate in candidates
+        for one in _on_targets(graph, pipeline.open_model(candidate), targets, threads)
+    ]
+
+
+def _on_targets(
+    graph: DependencyGraph, after: Model, names: Sequence[str], threads: int
+) -> tuple[OnTarget, ...]:
+    if not names:
+        return ()
+    feeds = comparison.inputs(graph)
+    return tuple(comparison.on_targets(names, graph.model.proto, after.proto, feeds, threads=threads))
 
 
 def _proven(graph: DependencyGraph, plan: Plan, candidate: Model) -> tuple[Equivalence, Mending | None]:

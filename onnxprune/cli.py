@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from onnxprune import __version__, api, criteria, pipeline, runtime, survey
-from onnxprune.allocation import STRATEGIES
+from onnxprune import __version__, api, criteria, pipeline, runtime, survey, targets
+from onnxprune.allocation import STRATEGIES, Alignment
 from onnxprune.blocks import Blocks
 from onnxprune.data import Preprocess
 from onnxprune.dependency import DependencyGraph
@@ -121,7 +122,8 @@ def _choices(command: F) -> F:
         click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked."),
         click.option("--allocation", "strategy", type=click.Choice(("auto", *STRATEGIES)), default="auto", show_default=True, help="How much goes where."),
         click.option("--steps", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Prune in N steps, repaired and scored anew after each."),
-        click.option("--align", type=int, default=16, show_default=True, metavar="N", help="Round channel counts to multiples of N (1: off)."),
+        click.option("--target", "targets", multiple=True, metavar="TARGET", help="Where it is to run (repeatable; see `onnxprune targets`)."),
+        click.option("--align", type=int, metavar="N", help="Round channel counts to multiples of N (1: off); default: what the targets' kernels fill, else 16."),
         click.option("--min-channels", "minimum", type=int, default=1, show_default=True, metavar="N", help="Leave at least N units in every group."),
         click.option("--include", multiple=True, metavar="PATTERN", help="Only groups that touch a node or weight of this name (repeatable)."),
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Never groups that touch a node or weight of this name (repeatable)."),
@@ -141,6 +143,8 @@ def _options(given: dict[str, Any]) -> tuple[Options, Inputs]:
         _preprocess(given.pop("preprocess")),
         _located(given.pop("judge", None)),
         given.pop("metric", None),
+        given.pop("table", None),
+        given.pop("allow_slower", False),
     )
     return Options(**given), inputs
 
@@ -168,6 +172,20 @@ def _located(data: str | None) -> str | None:
     metavar="D",
     help="Cut as much as costs no more than D of the metric, instead of a share.",
 )
+@click.option(
+    "--latency",
+    type=float,
+    metavar="S",
+    help="Keep this share of the time of the original, measured on the first --target (cpu).",
+)
+@click.option(
+    "--latency-table",
+    "table",
+    type=FILE,
+    metavar="FILE",
+    help="Times of pieces, read and added to; for a target that does not run here, made on its device.",
+)
+@click.option("--allow-slower", is_flag=True, help="Write a result that is no faster on a --target, too.")
 @click.option(
     "--eval",
     "judge",
@@ -282,6 +300,16 @@ def fold(model: Path, output: Path) -> None:
     _console().print(f"{output}: {folded.nodes} nodes folded away", soft_wrap=True)
 
 
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="That models are timed with.",
+)
+
+
 @main.command()
 @click.argument("original", type=FILE)
 @click.argument("candidate", type=FILE)
@@ -299,6 +327,14 @@ def fold(model: Path, output: Path) -> None:
 @click.option(
     "--metric", metavar="NAME", help="As for shrink (default: what fits the labels, where there are any)."
 )
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="Also compare there (repeatable; all: every one that is here).",
+)
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate(
@@ -310,6 +346,8 @@ def validate(
     samples: int | None,
     preprocess: str | None,
     metric: str | None,
+    targets: tuple[str, ...],
+    threads: int,
     as_json: bool,
 ) -> None:
     """Judge CANDIDATE against ORIGINAL: structure, equivalence, outputs on data, latency.
@@ -325,6 +363,8 @@ def validate(
         samples=samples,
         preprocess=_preprocess(preprocess),
         metric=metric,
+        targets=targets,
+        threads=threads,
     )
     if as_json:
         click.echo(_json(result.as_dict()))
@@ -400,6 +440,64 @@ def sensitivity(model: Path, data: str, output: Path, preprocess: str | None, **
         return
     found.print(_console())
     _console().print(f"wrote {path} ({len(found.entries)} cuts measured)", soft_wrap=True)
+
+
+@main.command()
+@click.argument("original", type=FILE)
+@click.argument("candidates", type=FILE, nargs=-1, required=True)
+@click.option(
+    "--target",
+    "names",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="TARGET",
+    help="Where (repeatable; all: every one that is here).",
+)
+@_threads
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    original: Path,
+    candidates: tuple[Path, ...],
+    names: tuple[str, ...],
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure CANDIDATES beside ORIGINAL on targets: who runs their nodes, what comes out, how long it takes.
+
+    Both are alive in one process and run in turns. Exits 1 where a candidate is refused, or computes something else.
+    """
+    found = api.bench(original, candidates, names, threads=threads)
+    if as_json:
+        click.echo(_json([{"candidate": f"{path}", **one.as_dict()} for path, one in found]))
+    else:
+        console = _console()
+        for path, one in found:
+            console.print(f"{path} on {one}", soft_wrap=True)
+            if one.timing is not None:
+                console.print(one.timing.table())
+    if any(one.broken for _, one in found):
+        ctx.exit(1)
+
+
+@main.command("targets")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def targets_(as_json: bool) -> None:
+    """List the targets: which run here, which only build, what the others need, and what each aligns to."""
+    found = targets.described()
+    if as_json:
+        click.echo(_json(found))
+        return
+    table = Table()
+    for name in ("target", "here", "with", "blocks of channels", "needs"):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        reach = one["reach"] if one["timed"] or one["reach"] != "runs" else "runs, not timed"
+        by = ", ".join(filter(None, (one["version"], one["device"])))
+        table.add_row(one["target"], reach, by, f"{Alignment(**one['alignment'])}", one["missing"])
+    _console().print(table)
 
 
 def _ratios(text: str) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from onnxprune import axes
@@ -23,7 +24,7 @@ Counts = dict[Var, int]
 Term = tuple[int, tuple[Axis, ...]]
 # What counts once, as alternatives: the first one counts of which a node is left (no nodes: always).
 Entry = tuple[tuple[frozenset[int], Term], ...]
-Measure = Literal["macs", "params", "bytes"]
+Measure = Literal["macs", "params", "bytes", "time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,14 @@ class Cost:
     """Multiply-accumulates of one inference, elements and bytes of the weights, channels.
 
     Dynamic dimensions count at the sizes of the analysis, a dynamic batch as 1. `channels` are the
-    units of all groups.
+    units of all groups; `time` is what the multiply-accumulates cost where they have prices, batch and all.
     """
 
     macs: int
     params: int
     bytes: int
     channels: int
+    time: int = 0
 
     def ratio(self, other: Cost) -> dict[str, float]:
         """This cost as shares of another."""
@@ -48,16 +50,27 @@ class Cost:
 
 
 class CostModel:
-    """The cost polynomials of a model, or of what is left of it when the nodes in `gone` are taken out."""
+    """The cost polynomials of a model, or of what is left of it when the nodes in `gone` are taken out.
 
-    def __init__(self, graph: DependencyGraph, gone: frozenset[int] = frozenset()) -> None:
+    prices  of a multiply-accumulate in each node, by index
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        gone: frozenset[int] = frozenset(),
+        prices: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self.graph = graph
         self.gone = gone
+        self.prices = prices
         self._batch = _batch(graph)
         self._entries = _entries(graph)
+        self._entries["time"] = [_priced(entry, prices) for entry in self._entries["macs"]] if prices else []
         self._macs = _left(self._entries["macs"], gone)
         self._params = _left(self._entries["params"], gone)
         self._bytes = _left(self._entries["bytes"], gone)
+        self._time = _left(self._entries["time"], gone)
 
     def __call__(self, counts: Mapping[Var, int] | None = None) -> Cost:
         kept = dict(counts or {})
@@ -67,11 +80,20 @@ class CostModel:
             _total(self._params, kept),
             _total(self._bytes, kept) // 8,
             channels,
+            _total(self._time, kept),
         )
+
+    def work(self, counts: Mapping[Var, int] | None = None) -> dict[int, int]:
+        """Multiply-accumulates of each node, by index, batch and all."""
+        found: dict[int, int] = {}
+        for ((nodes, term),) in self._entries["macs"]:
+            for node in nodes - self.gone:
+                found[node] = found.get(node, 0) + _total([term], dict(counts or {}))
+        return found
 
     def ledger(self, name: Measure) -> Ledger:
         """One of the costs at full counts, to be followed through changes."""
-        return Ledger(self._entries[name], self.gone, {"macs": self._batch, "params": 1, "bytes": 8}[name])
+        return Ledger(self._entries[name], self.gone, {"macs": self._batch, "bytes": 8}.get(name, 1))
 
     def prunable_share(self) -> dict[str, float]:
         """The share of parameters and MACs that touch at least one group."""
@@ -395,6 +417,14 @@ def _entries(graph: DependencyGraph) -> dict[str, list[Entry]]:
         if constant is not None:
             stored.append(tuple((nodes, _term(_bits(element), shape)) for nodes, shape in uses))
     return {"macs": macs, "params": params, "bytes": stored}
+
+
+def _priced(entry: Entry, prices: Mapping[int, int]) -> Entry:
+    """What multiply-accumulates cost."""
+    return tuple(
+        (nodes, (factor * max(prices.get(node, 0) for node in nodes), operand))
+        for nodes, (factor, operand) in entry
+    )
 
 
 def _left(entries: Iterable[Entry], gone: frozenset[int]) -> list[Term]:

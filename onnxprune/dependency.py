@@ -112,6 +112,7 @@ class Group:
     start: int = 0  # of its first unit on that axis
     stride: int = 1  # channels per unit on the axis of a producing weight
     grouped: bool = False  # takes part in a grouped or depthwise convolution
+    windowed: bool = False  # takes part in any convolution
 
     @property
     def size(self) -> int:
@@ -473,12 +474,13 @@ class DependencyGraph:
         """The groups, sorted by name. Removing any units of any group gives a valid graph."""
         found: dict[Var, Group] = {}
         for link in self.links:
-            grouped = link.grouped
+            grouped, windowed = link.grouped, link.rule.window is not None
             for axis in link.labels.values():
                 for var in axes.free_vars(axis):
                     if var not in found:
                         found[var] = Group("", var, [])
                     found[var].grouped |= grouped
+                    found[var].windowed |= windowed
         lossy: dict[Var, dict[Reason, None]] = {}
         for axis, reason in self._lossy:
             for var in axes.free_vars(axis):

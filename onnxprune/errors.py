@@ -1,6 +1,7 @@
 """The errors a user meets, and the exit codes of the command line.
 
 0 done · 2 bad input or usage · 3 internal error (a bug: nothing was written) · 4 nothing to prune
+5 not faster on its target (nothing was written)
 """
 
 from __future__ import annotations
@@ -32,3 +33,9 @@ class NothingToPrune(OnnxPruneError):
     """Nothing is prunable or nothing was removed; the message counts the reasons."""
 
     exit_code = 4
+
+
+class NotFaster(OnnxPruneError):
+    """The result is not faster than the original on its target; the message gives the times."""
+
+    exit_code = 5

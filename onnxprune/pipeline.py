@@ -17,23 +17,36 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnxprune import __version__, allocation, criteria, flow, metrics, passes, surgery
+from onnxprune import (
+    __version__,
+    allocation,
+    comparison,
+    criteria,
+    flow,
+    latency,
+    metrics,
+    passes,
+    surgery,
+    timing,
+)  # fmt: skip
 from onnxprune.axes import Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.calibration import Calibration
-from onnxprune.cost import Cost, CostModel
+from onnxprune.comparison import OnTarget
+from onnxprune.cost import Cost, CostModel, Counts
 from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
-from onnxprune.errors import InternalError, NothingToPrune, UserError
+from onnxprune.errors import InternalError, NotFaster, NothingToPrune, UserError
 from onnxprune.model import FLOATS, Layout, Model, expected_bytes, load, materialised, places, save
 from onnxprune.passes import Options, iterative, units
 from onnxprune.passes import fold as folding
-from onnxprune.passes.options import TARGETS
+from onnxprune.passes.options import COSTS
 from onnxprune.plan import Keep as KeepUnits
 from onnxprune.plan import Plan, SetWeight
 from onnxprune.repair import Repairs, repair
 from onnxprune.report import Change, Mended, Quality, Report
 from onnxprune.runtime import OutOfMemory, RunError, crash
+from onnxprune.targets import target
 from onnxprune.validation import equivalence
 
 Source = str | os.PathLike[str] | onnx.ModelProto
@@ -46,6 +59,9 @@ TRIALS = 12  # models that are made in search of the smallest one that a metric 
 PROPOSALS = 4 * TRIALS  # shares that are asked for, of which several may come to the same model
 NEAR = 2.0**-7  # shares of the MACs that need not be told apart
 BELOW = (0.95, 0.9, 0.85, 0.8)  # of the least share that is known to hold, where to look for smaller ones
+ATTEMPTS = 6  # cuts that are timed in search of a share of the time
+SLACK, OVER = 0.04, 0.01  # below and above that share, what is near enough
+THREADS = 1  # that times are taken with
 MISSED = 0.02  # a share that misses its target by more deserves a note
 UNMEASURED = ", and nothing was measured on data"  # what notes on made-up inputs say
 
@@ -104,6 +120,8 @@ class Inputs:
     preprocess  of images; None: a guess, which a note states
     judge       data for the metric; None: `data`
     metric      of `onnxprune.metrics`; None: the one that fits the data
+    table       file of times that a latency is predicted from; None: this machine's own
+    allow_slower  return a result that is no faster on a target, too
     """
 
     data: Spec | None = None
@@ -111,6 +129,8 @@ class Inputs:
     preprocess: Preprocess | None = None
     judge: Spec | None = None
     metric: str | None = None
+    table: Path | None = None
+    allow_slower: bool = False
 
     @property
     def same(self) -> bool:
@@ -281,7 +301,10 @@ def prune(
     ready = None
     if options.max_drop is not None:
         ready = _smallest(session, options.max_drop)
-    plan = session.plan() if ready is None else ready.plan
+    if options.latency is not None:
+        plan = _fast(session, options.latency)
+    else:
+        plan = session.plan() if ready is None else ready.plan
     if plan.removes_nothing:
         raise NothingToPrune(_nothing(session.blocks, session.options))
     gone = session.blocks.gone(surgery.removed_blocks(session.blocks, plan))
@@ -434,6 +457,74 @@ def descent() -> Generator[float, bool | None, None]:
             failed.append(share)
 
 
+def _fast(session: _Session, share: float) -> Plan:
+    """The plan whose cut takes this share of the original's time on the first target, or comes nearest below it.
+
+    Times of pieces (see `latency`) price the work in each node, the budget is solved for these prices, and what it
+    cuts is measured from end to end where the target runs here: new times give new prices, and what was missed moves
+    the target. Raises `UserError` where the share cannot be reached, or nothing can be known about times.
+    """
+    graph, name = session.graph, session.model.name
+    aim = target(next(iter(session.options.targets), "cpu"))
+    if not aim.timed:
+        raise UserError(f"--latency: times on {aim} mean nothing ({aim.title}); name another --target first")
+    table = latency.Table(aim, THREADS, session.inputs.table)
+    with session.clock("measure"):
+        feeds = comparison.inputs(graph)[0]
+        whole = latency.predict(graph, feeds, table)
+    trials: list[tuple[Counts, latency.Predicted]] = []
+    found: list[tuple[float, Plan]] = []
+    wish = share
+    for number in range(ATTEMPTS):
+        session.clock.share("search", number / ATTEMPTS)
+        prices = latency.prices(graph, whole, trials)
+        session.planner.units.prices = prices.by_node
+        priced = CostModel(graph, prices=prices.by_node)().time
+        limit = (wish * (priced + prices.constant) - prices.constant) / priced
+        try:
+            plan = session.plan(("time", min(limit, 1.0)))
+        except UserError:
+            break
+        pruned = session.cut(plan)
+        with session.clock("measure"):
+            after = latency.predict(DependencyGraph(Model(pruned)), feeds, table)
+            ratio = after.total / whole.total
+            if table.runs:
+                protos = [flow.nest(materialised(proto)) for proto in (session.model.proto, pruned)]
+                ratio = timing.compare_models(aim, protos, feeds, threads=THREADS).ratio
+        found.append((ratio, plan))
+        if share - SLACK <= ratio <= share + OVER:
+            break
+        kept = {var: int(mask.sum()) for var, mask in surgery.keep_masks(graph, plan).items()}
+        trials.append((kept, after))
+        wish *= min(max(share / ratio, 0.6), 1.4)
+    table.save()
+    if not found or min(ratio for ratio, _ in found) > share + OVER:
+        least = f"; the least found is {min(ratio for ratio, _ in found):.3f}" if found else ""
+        raise UserError(
+            f"{name}: --latency {share} cannot be reached on {aim}{least} (see `onnxprune inspect` for what is pinned)"
+        )
+    ratio, plan = max((one for one in found if one[0] <= share + OVER), key=lambda one: one[0])
+    return replace(plan, options={**plan.options, "latency": share})
+
+
+def _on_targets(session: _Session, made: onnx.ModelProto) -> list[OnTarget]:
+    """The original and the result on every target that was named. Raises `InternalError` where the result is wrong,
+    and `NotFaster`."""
+    names = session.options.targets or (("cpu",) if session.options.latency is not None else ())
+    if not names:
+        return []
+    feeds = comparison.inputs(session.graph)
+    with session.clock("measure"):
+        found = comparison.on_targets(names, session.model.proto, made, feeds, threads=THREADS)
+    name = session.model.name
+    if wrong := next((one for one in found if one.broken), None):
+        raise InternalError(f"{name}: {wrong}; nothing was written, please report it")
+    if not session.inputs.allow_slower and (slow := next((one for one in found if one.slower), None)):
+        raise NotFaster(f"{name}: {slow}; nothing was written (--allow-slower writes it all the same)")
+    return found
+
+
 @dataclass(frozen=True)
 class Folded(Made):
     """A canonical model: the same function, `nodes` nodes fewer."""
@@ -483,6 +574,7 @@ def _finish(session: _Session, plan: Plan, skipped: dict[str, int], ready: _Tria
             judge = session.judge
             after = judge(made) if ready is None else ready.after
             quality = Quality(judge.metric, judge.data.source, judge.before, after, described(judge.data))
+    on_targets = _on_targets(session, made)
     whole, cost = CostModel(graph)(), _cost(blocks, plan)
     report = Report(
         model.name,
@@ -500,6 +592,7 @@ def _finish(session: _Session, plan: Plan, skipped: dict[str, int], ready: _Tria
         None if repairs is None else Mended(repairs.chosen, repairs.errors, repairs.layers),
         quality,
         None if session.data is None else described(session.data),
+        tuple(on_targets),
     )
     return Result(made, model.external, model.files, plan, report)
 
@@ -617,11 +710,11 @@ def _missed(plan: Plan, kept: Mapping[str, float]) -> list[str]:
     if "max_drop" in plan.options:
         return []
     notes = []
-    for name in TARGETS:
+    for name in COSTS:
         wish, align = plan.options.get(name), plan.options.get("align")
         if isinstance(wish, int | float) and kept[name] < wish - MISSED:
             why = "units are large"
-            if isinstance(align, int) and align > 1:
+            if align != 1:
                 why = f"counts are rounded to {align}, a smaller --align comes nearer"
             notes.append(f"--{name} {wish:g} could not be met exactly: {kept[name]:.3f} is kept ({why})")
     return notes
@@ -690,7 +783,11 @@ def _nothing(blocks: Blocks, options: Options) -> str:
     left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     rest = len(graph.groups) - sum(skipped.values())
     parts = [part for part in (left, f"{rest} too small to lose a whole block" if rest else "") if part]
-    advice = "; try a larger ratio or --align 1" if rest and options.align > 1 else ""
+    advice = (
+        "; try a larger ratio or --align 1"
+        if rest and options.alignment != allocation.Alignment.of(1)
+        else ""
+    )
     found = _count(len(graph.groups), "group", "groups")
     present = {blocks.role(group) for group in graph.groups}
     absent = ", ".join(role for role in options.asked if role not in present)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.comparison import OnTarget
 from onnxprune.cost import Cost
 from onnxprune.errors import printable
 from onnxprune.repair import Repaired
@@ -109,6 +110,7 @@ class Report:
     quality         a metric before and after, where one was asked for
     data            what was scored and repaired with: kind, samples, SHA-256, preprocessing, and whether it was
                     `measured` or made up
+    targets         both models on every target that was named
     """
 
     model: str
@@ -126,6 +128,7 @@ class Report:
     repair: Mended | None = None
     quality: Quality | None = None
     data: Mapping[str, Any] | None = None
+    targets: tuple[OnTarget, ...] = ()
 
     @property
     def kept(self) -> dict[str, float]:
@@ -150,6 +153,7 @@ class Report:
             "repair": self.repair.as_dict() if self.repair else None,
             "quality": asdict(self.quality) if self.quality else None,
             "data": None if self.data is None else dict(self.data),
+            "targets": [one.as_dict() for one in self.targets],
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "provenance": dict(self.provenance),
@@ -165,6 +169,8 @@ class Report:
             before, after = getattr(self.before, column), getattr(self.after, column)
             table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
         console.print(table)
+        for one in self.targets:
+            console.print(f"{one}", soft_wrap=True)
         for role, change in self.changes.items():
             console.print(_changed(role, change), soft_wrap=True)
         console.print(

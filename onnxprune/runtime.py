@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -86,7 +87,8 @@ class Session:
     """One onnxruntime CPU session of a model, from memory or from a file.
 
     Graph optimisations are off by default, so that the graph that runs is the graph that is judged.
-    `expose` are inner tensors to return besides the outputs of a model in memory.
+    `expose` are inner tensors to return besides the outputs of a model in memory. With `placement`, the attribute
+    of that name counts the nodes that each provider took.
     """
 
     def __init__(
@@ -95,8 +97,11 @@ class Session:
         optimise: Level = "none",
         threads: int = 0,
         expose: Sequence[onnx.ValueInfoProto] = (),
+        placement: bool = False,
     ) -> None:
         options = ort.SessionOptions()
+        if placement:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         options.graph_optimization_level = _LEVELS[optimise]
@@ -126,6 +131,10 @@ class Session:
             raise _failure(error) from None
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
         self.inputs: dict[str, str] = {i.name: i.type for i in self._session.get_inputs()}
+        parts = self._session.get_provider_graph_assignment_info() if placement else ()
+        self.placement = Counter[str]()
+        for part in parts:
+            self.placement[part.ep_name] += len(part.get_nodes())
 
     @staticmethod
     def _open(path: str, options: Any) -> Any:

@@ -36,10 +36,13 @@ BROADCASTING = 7  # the opset since which sums and products align shapes
 class Probe:
     """Runs a model with some of its units masked.
 
+    apart  the data are samples that the statistics hold out: readers are repaired without them
+
     Raises `UserError` if onnxruntime cannot run the model on the data.
     """
 
-    def __init__(self, evidence: Evidence, data: Data) -> None:
+    def __init__(self, evidence: Evidence, data: Data, apart: bool = False) -> None:
+        self.apart = apart
         self.evidence = evidence
         self.graph = evidence.graph
         self._data = data
@@ -154,7 +157,7 @@ class Probe:
         if statistics is None or names[0] in changed:
             return
         weight = self._fed[names[0]]
-        fitted = channels.fit(reader, weight, keep, statistics)
+        fitted = channels.fit(reader, weight, keep, statistics, apart=self.apart)
         if fitted is None:
             return
         changed[names[0]] = fitted.weight.astype(weight.dtype)

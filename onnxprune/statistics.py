@@ -210,11 +210,16 @@ def _centred(rows: Array, mean: Floats) -> Array:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Moments of each source: over the samples to fit on, over those held out, and over all."""
+    """Moments of each source: over the samples to fit on, over those held out, and over all.
+
+    samples  of the data
+    size     samples that were run together: of such batches those that `is_held` names are held out
+    """
 
     fitted: Mapping[Source, Moments]
     held: Mapping[Source, Moments]
     samples: int
+    size: int
 
     def of(self, source: Source) -> Moments:
         """Over all samples."""
@@ -260,7 +265,7 @@ def collect(
                 into[source].add(rows)
             done += batch.count
             progress((number + done / len(data)) / len(portions))
-    return Statistics(fitted, held, len(data))
+    return Statistics(fitted, held, len(data), size)
 
 
 def width(channels: int) -> int:

@@ -17,7 +17,7 @@ from models.builder import Graph
 from models.recurrent import RECURRENT
 from models.transformers import TRANSFORMERS
 from onnxprune import allocation
-from onnxprune.allocation import Allocation, Curve, Removal, Rounding, budget
+from onnxprune.allocation import Alignment, Allocation, Curve, Removal, Rounding, budget
 from onnxprune.axes import Var
 from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel, Ledger, Measure, Tangent
@@ -399,7 +399,7 @@ def test_errors_that_are_no_errors(counts: tuple[int, ...], errors: list[float])
 def test_allowed_counts_are_those_that_rounding_gives(
     size: int, align: int, minimum: int, stride: int, grouped: bool
 ) -> None:
-    rounding = Rounding(align, minimum)
+    rounding = Rounding(Alignment.of(align), minimum)
     group = Group("g", Var(size), [], stride=stride, grouped=grouped)
     wishes = np.arange(0, size + 0.25, 0.25)
     assert rounding.allowed(group) == tuple(sorted({rounding.count(group, w) for w in wishes} | {size}))
@@ -417,7 +417,7 @@ def test_isomorphic_ranks_among_like_groups_only() -> None:
     rng = np.random.default_rng(0)
     inner = [g for g in graph.groups if roles[g] != "hidden"]
     scores = {g: rng.random(g.size) * (1 if g in inner else 1000) + 0.01 for g in graph.groups}
-    kept = allocation.isomorphic(graph.groups, scores, 0.4, roles, Rounding(align=1))
+    kept = allocation.isomorphic(graph.groups, scores, 0.4, roles, Rounding(Alignment.of(1)))
     lowest = np.sort(np.concatenate([scores[g] for g in inner]))
     threshold = lowest[round(0.4 * len(lowest)) - 1]
     assert {g: kept[g] for g in inner} == {g: int((scores[g] > threshold).sum()) for g in inner}
@@ -425,7 +425,7 @@ def test_isomorphic_ranks_among_like_groups_only() -> None:
         if group not in inner:
             assert kept[group] == group.size - round(0.4 * group.size)
     louder = {g: values * (7 if g in inner else 1) for g, values in scores.items()}
-    assert allocation.isomorphic(graph.groups, louder, 0.4, roles, Rounding(align=1)) == kept
+    assert allocation.isomorphic(graph.groups, louder, 0.4, roles, Rounding(Alignment.of(1))) == kept
 
 
 def test_groups_that_occur_in_different_places_are_not_alike() -> None:
@@ -433,11 +433,13 @@ def test_groups_that_occur_in_different_places_are_not_alike() -> None:
     graph, (a, b) = wide()
     scores = {a: np.arange(1.0, 9.0), b: np.arange(1.0, 9.0) * 100}
     roles = dict.fromkeys(graph.groups, "channels")
-    assert allocation.counts([a, b], scores, 0.5, "global", Rounding(1)) == {a: 4, b: 4}
-    assert allocation.isomorphic([a, b], scores, 0.5, roles, Rounding(1)) == {a: 4, b: 4}
+    assert allocation.counts([a, b], scores, 0.5, "global", Rounding(Alignment.of(1))) == {a: 4, b: 4}
+    assert allocation.isomorphic([a, b], scores, 0.5, roles, Rounding(Alignment.of(1))) == {a: 4, b: 4}
     b.occurrences[:] = a.occurrences
-    assert allocation.isomorphic([a, b], scores, 0.5, roles, Rounding(1)) == {a: 1, b: 7}
-    assert allocation.isomorphic([a, b], scores, 0.5, {a: "ffn", b: "channels"}, Rounding(1)) == {a: 4, b: 4}
+    assert allocation.isomorphic([a, b], scores, 0.5, roles, Rounding(Alignment.of(1))) == {a: 1, b: 7}
+    assert allocation.isomorphic(
+        [a, b], scores, 0.5, {a: "ffn", b: "channels"}, Rounding(Alignment.of(1))
+    ) == {a: 4, b: 4}
 
 
 def test_sensitivity_stops_at_one_error_for_all() -> None:

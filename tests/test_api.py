@@ -85,7 +85,9 @@ def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
     renamed = {"strategy": "allocation", "minimum": "min_channels"}
     options = {renamed.get(name, name) for name in inspect.signature(Options).parameters}
     about_data = {"data", "samples", "preprocess", "judge", "metric"}
-    assert set(inspect.signature(onnxprune.shrink).parameters) == options | about_data | {"model"}
+    about_time = {"latency_table", "allow_slower"}
+    asked = options | about_data | about_time | {"model"}
+    assert set(inspect.signature(onnxprune.shrink).parameters) == asked
     result = onnxprune.shrink(
         model, macs=0.6, criterion="fpgm", allocation="global", align=2, min_channels=3, include=["layer*"],
         exclude=["layer4*"], allow_lossy=True, seed=5, repair="none",
@@ -108,6 +110,9 @@ def test_shrink_takes_every_option_of_the_pass(model: onnx.ModelProto) -> None:
         {"macs": 0.0},
         {"params": 1.1},
         {"channels": 0.3, "align": 0},
+        {"latency": 0.0},
+        {"latency": 0.5, "macs": 0.5},
+        {"latency": 0.5, "max_drop": 0.1},
         {"channels": 0.3, "min_channels": 0},
         {"channels": 0.3, "criterion": "best"},
         {"channels": 0.3, "allocation": "fair"},
@@ -157,7 +162,7 @@ def test_weights_left_outside_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_validate_from_python(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.validation.drift.ROUND_SECONDS", 0.01)
+    monkeypatch.setattr("onnxprune.timing.SECONDS", 0.01)
     result = onnxprune.shrink(model, channels=0.5, align=1, **PLAIN)
     verdict = onnxprune.validate(model, result.model, result.plan)
     assert verdict.passed
@@ -230,7 +235,7 @@ def test_a_drop_is_no_plan() -> None:
 
 
 def test_validate_with_data_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.validation.drift.ROUND_SECONDS", 0.01)
+    monkeypatch.setattr("onnxprune.timing.SECONDS", 0.01)
     result = onnxprune.shrink(net(), channels=0.5, align=1, data=feeds())
     verdict = onnxprune.validate(net(), result.model, result.plan, data=feeds(), metric="snr")
     assert verdict.passed

@@ -112,6 +112,24 @@ def test_batches_stack_consecutive_samples_of_one_shape(lengths: list[int], size
             assert following.feeds["x"].shape[1:] != batch.feeds["x"].shape[1:]
 
 
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=25), st.integers(1, 6), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_part_holds_the_samples_of_some_batches(lengths: list[int], size: int, streamed: bool) -> None:
+    items = [np.arange(100 * i, 100 * i + n, dtype=np.float32) for i, n in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch:
+        if streamed:
+            patch.setattr(batches, "HELD", 0)
+        data = opened(lambda: iter(items), single("n", "t"))
+        wanted = [row for i, batch in enumerate(data.batches(size)) if i % 3 == 1 for row in batch.feeds["x"]]
+        part = data.part(size, lambda number: number % 3 == 1)
+        assert (part is None) == (not wanted)
+        if part is not None:
+            found = [row for batch in part.batches(1) for row in batch.feeds["x"]]
+            assert len(part) == len(found) == len(wanted)
+            assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+            assert len(part.subset(1)) == 1
+
+
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [

@@ -153,6 +153,25 @@ def test_fit_is_ridge_regression_on_rows(seed: int, groups: int, size: int, bias
     assert (fix.shift is None) == (not bias)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_held_out_rows_apart_choose_a_map_and_change_nothing_else(bias: bool) -> None:
+    rng = np.random.default_rng(4)
+    rows = correlated(rng, 1, 90, 6)
+    fitted, held = gathered(rows[:, :60]), gathered(rows[:, 60:])
+    kept, weight = np.array([[True, True, False, True, False, True]]), rng.standard_normal((1, 3, 6, 1))
+    made = reader_of(1, 3, 6, bias)
+    fix = maps.fit(made, weight, kept, fitted, held, apart=True)
+    assert fix.method == maps.fit(made, weight, kept, fitted, held).method
+    strength, mask = float(fix.method.removeprefix("ridge ")), kept[0]
+    gram = fitted.second(bias)[0]
+    inner = gram[np.ix_(mask, mask)]
+    inner = inner + strength * np.trace(inner) / len(inner) * np.eye(len(inner))
+    by = np.linalg.solve(inner, gram[np.ix_(mask, ~mask)])
+    np.testing.assert_allclose(
+        fix.weight[0, :, :, 0], weight[0][:, mask, 0] + weight[0][:, ~mask, 0] @ by.T, rtol=1e-6
+    )
+
+
 def one_group(rows: Array, kept: Sequence[bool], weight: Floats | None = None, bias: bool = True) -> maps.Fix:
     """A fit of one group, a third of the rows held out."""
     size, third = rows.shape[1], len(rows) // 3

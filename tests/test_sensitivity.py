@@ -22,6 +22,7 @@ from onnxprune.calibration import Calibration
 from onnxprune.data import Data, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Array, Model
+from onnxprune.sensitivity import Probe, masks
 
 # Networks of one output whose branches end in a convolution, BatchNorm, a scale, Concat, an activation, a new layout, a
 # matrix product with a bias and without; the last one has joins that normalise. The axis is that of the features.
@@ -143,3 +144,20 @@ def test_other_widths(dtype: type[np.floating]) -> None:
     whole, made = (stream + branch) @ d, (stream + branch.mean(axis=0)) @ d
     lost = np.square(made - whole).sum() / np.square(whole - whole.mean()).sum()
     assert error == pytest.approx(lost, rel=1e-2)
+
+
+def test_an_error_is_measured_on_samples_that_no_map_has_seen() -> None:
+    """Few samples and many channels: on the samples themselves any half makes up for the other half."""
+    g = Graph(seed=2)
+    h = g.relu(g.gemm(g.input("batch", 48, name="x"), 96))
+    model = g.model(g.gemm(h, 8))
+    rng = np.random.default_rng(0)
+    rows, fresh = (rng.standard_normal((count, 48)).astype(np.float32) for count in (96, 256))
+    blocks = Blocks(DependencyGraph(Model(model)))
+    graph = blocks.graph
+    _, data, calibration = calibrated(model, open_data(rows, graph.model, graph.shapes))
+    (group,) = calibration.graph.groups
+    keep = masks([(group, range(48))])
+    others = Probe(calibration.evidence, open_data(fresh, graph.model, graph.shapes), apart=True).error(keep)
+    assert calibration.probe(48).error(keep) == pytest.approx(others, rel=0.25)
+    assert Probe(calibration.evidence, data).error(keep) < 0.7 * others

@@ -331,23 +331,53 @@ class Data:
             provenance=self._settings,
         )
 
+    def part(self, size: int, chosen: Callable[[int], bool]) -> Data | None:
+        """The samples of those batches of up to `size` (see `batches`) whose number is chosen; None: there are none."""
+        places: list[int] = []
+        first = 0
+        for number, run in enumerate(self._runs(size)):
+            if chosen(number):
+                places += range(first, first + len(run))
+            first += len(run)
+        if not places:
+            return None
+        inside = frozenset(places)
+        return Data(
+            self._interface,
+            lambda: (sample for place, sample in enumerate(self._samples()) if place in inside),
+            [self._digests[place] for place in places],
+            [self._counts[place] for place in places],
+            None if self._held is None else [self._held[place] for place in places],
+            labelled=self.labelled,
+            measured=self.measured,
+            name=self._name,
+            unit=self._unit,
+            notes=self.notes,
+            provenance=self._settings,
+        )
+
     def batches(self, size: int = 16) -> Iterator[Batch]:
         """Runs of up to `size` samples, in order: consecutive ones of equal shapes are stacked.
 
         A model with a fixed batch gets just that many; an element that is a whole run stays one.
         """
+        for run in self._runs(size):
+            whole = run[0].whole
+            yield Batch(dict(run[0].feeds), run[0].label, run[0].count) if whole else _stacked(run)
+
+    def _runs(self, size: int) -> Iterator[list[Sample]]:
         limit = self._interface.batch or (size if self._interface.batch == 0 else 1)
         waiting: list[Sample] = []
         for sample in self._samples():
             if waiting and (len(waiting) == limit or _form(sample) != _form(waiting[0])):
-                yield _stacked(waiting)
+                yield waiting
                 waiting = []
             if sample.whole:
-                yield Batch(dict(sample.feeds), sample.label, sample.count)
+                yield [sample]
             else:
                 waiting.append(sample)
         if waiting:
-            yield _stacked(waiting)
+            yield waiting
 
     def _samples(self) -> Iterator[Sample]:
         if self._held is not None:

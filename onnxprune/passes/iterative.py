@@ -32,7 +32,7 @@ def plan(
     target  (cost, share to keep), or the options' own
     """
     options = planner.options
-    target = target or options.target
+    target = target or options.aim
     scores = dict(planner.units.scores)
     for step in range(1, options.steps):
         part = step / options.steps

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxprune import allocation, criteria
-from onnxprune.allocation import Rounding
+from onnxprune.allocation import Alignment, Rounding
 from onnxprune.blocks import Role
 from onnxprune.errors import UserError
 from onnxprune.passes import layers
+from onnxprune.targets import target
 
 SHARES: dict[Role, str] = {
     "channels": "channels",
@@ -21,7 +23,7 @@ SHARES: dict[Role, str] = {
 }
 
 
-TARGETS = ("macs", "params", "bytes")
+COSTS = ("macs", "params", "bytes")
 REPAIRS = ("auto", "none", "mean", "ridge", "sequential")
 
 
@@ -43,6 +45,10 @@ class Options:
                  there is (`resolved`)
     steps        prune in so many steps, repaired and scored anew after each
     max_drop     what a metric may lose, instead of shares and targets
+    latency      share of the original's time to keep, on the first of the targets (without one: cpu)
+    align        channel counts are rounded to its multiples (1: not at all); where it is not given, to what fills
+                 the kernels of the targets, and without targets to 16
+    targets      where the model is to run (see `onnxprune.targets`)
     include      patterns on node and weight names; only groups that touch one are cut
     exclude      patterns; groups and blocks that touch one stay whole
     allow_lossy  cut groups that a statistic is taken over, too
@@ -63,7 +69,9 @@ class Options:
     repair: str = "none"
     steps: int = 1
     max_drop: float | None = None
-    align: int = 16
+    latency: float | None = None
+    align: int | None = None
+    targets: tuple[str, ...] = ()
     minimum: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -72,8 +80,15 @@ class Options:
 
     def __post_init__(self) -> None:
         shares = [field for field in SHARES.values() if getattr(self, field) is not None]
-        targets = [field for field in TARGETS if getattr(self, field) is not None]
-        if self.max_drop is not None:
+        targets = [field for field in COSTS if getattr(self, field) is not None]
+        if self.latency is not None:
+            if not 0 < self.latency <= 1:
+                raise UserError(f"--latency {self.latency}: the share of the time to keep lies in (0, 1]")
+            if targets or shares or self.max_drop is not None:
+                raise UserError(
+                    "--latency searches for the size; leave shares, --max-drop and other targets out"
+                )
+        elif self.max_drop is not None:
             if not self.max_drop >= 0:
                 raise UserError(f"--max-drop {self.max_drop}: what the metric may lose is 0 or more")
             if targets or shares:
@@ -103,13 +118,13 @@ class Options:
                 "--allocation budget needs a target: --macs, --params, --bytes or --max-drop; with shares take uniform, "
                 "global, isomorphic or sensitivity"
             )
+        _ = self.alignment
         if self.steps < 1:
             raise UserError(f"--steps {self.steps}: at least one step is taken")
 
     def resolved(self, calibrated: bool) -> Options:
         """What `auto` stands for, with inputs (data, or made up) or without (docs/decisions/0010)."""
-        aimed = self.target is not None or self.max_drop is not None
-        strategy = "budget" if aimed and calibrated else "uniform"
+        strategy = "budget" if self.aimed and calibrated else "uniform"
         return replace(
             self,
             criterion=self.criterion if self.criterion != "auto" else "obs" if calibrated else "l2",
@@ -142,22 +157,33 @@ class Options:
 
     @property
     def rounding(self) -> Rounding:
-        return Rounding(self.align, self.minimum)
+        return Rounding(self.alignment, self.minimum)
 
     @property
-    def target(self) -> tuple[str, float] | None:
+    def alignment(self) -> Alignment:
+        if self.align is not None:
+            return Alignment.of(self.align)
+        wanted = [target(name).alignment() for name in self.targets]
+        return functools.reduce(Alignment.joined, wanted) if wanted else Alignment()
+
+    @property
+    def aim(self) -> tuple[str, float] | None:
         """(cost, share to keep) where a target was given instead of shares."""
-        for name in TARGETS:
+        for name in COSTS:
             if (share := getattr(self, name)) is not None:
                 return name, share
         return None
+
+    @property
+    def aimed(self) -> bool:
+        """Whether a size is searched for, in place of shares to remove."""
+        return self.aim is not None or self.max_drop is not None or self.latency is not None
 
     def option_for(self, role: Role) -> Role | None:
         """The role whose share decides over groups of this role: their own or `channels`; None: neither."""
         if getattr(self, SHARES[role]) is not None:
             return role
-        aimed = self.target is not None or self.max_drop is not None
-        return "channels" if self.channels is not None or aimed else None
+        return "channels" if self.channels is not None or self.aimed else None
 
     @property
     def asked(self) -> tuple[Role, ...]:
@@ -169,9 +195,10 @@ class Options:
 
     def stated(self) -> dict[str, Any]:
         """The options that say something, as JSON has them."""
-        given = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        given = asdict(self) | {name: list(getattr(self, name)) for name in ("targets", "include", "exclude")}
         if self.layers is None:
             del given["layer_criterion"]
+        given["align"] = int(f"{self.alignment}") if f"{self.alignment}".isdigit() else f"{self.alignment}"
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from onnxprune import allocation, criteria
 from onnxprune.blocks import Block, Blocks, Role
 from onnxprune.calibration import Calibration
 from onnxprune.cost import Cost, CostModel, Measure
-from onnxprune.dependency import DependencyGraph, Group
+from onnxprune.dependency import Group
 from onnxprune.errors import UserError
 from onnxprune.passes import layers
 from onnxprune.passes.options import Options
@@ -94,6 +94,7 @@ class Units:
     """Decides which units go; scores and error curves are found once for any number of decisions.
 
     removed      residual blocks that go anyway
+    prices       of multiply-accumulates in each node, where a time is the target (see `latency`)
     calibration  data, for criteria and allocations that need it
 
     Raises `UserError` for criteria and allocations that need data where there is none.
@@ -110,6 +111,7 @@ class Units:
         self.graph = blocks.graph
         self.options = options
         self.calibration = calibration
+        self.prices: Mapping[int, int] = {}
         self.gone = blocks.gone(blocks.named(edit.block) for edit in removed)
         self.pools: dict[Role, list[Group]] = {}
         self.roles: dict[Group, Role] = {}
@@ -171,14 +173,17 @@ class Units:
 
         Raises `UserError` if the target cannot be reached.
         """
-        target = target or self.options.target
+        target = target or self.options.aim
         if self.options.strategy == "budget" and target is not None:
             return self._budget(*target)
         ratios = {role: part * self.options.share(role) for role in self.pools}
         solved = None
         if target is not None:
             solved = _solve(
-                self.graph, lambda ratio: self._counts(dict.fromkeys(self.pools, ratio)), self.gone, *target
+                CostModel(self.graph, prices=self.prices),
+                CostModel(self.graph, self.gone, self.prices),
+                lambda ratio: self._counts(dict.fromkeys(self.pools, ratio)),
+                *target,
             )
             ratios = dict.fromkeys(self.pools, solved)
         kept = self._counts(ratios)
@@ -191,8 +196,8 @@ class Units:
         return Decision(self._keeps(kept, why), (), solved)
 
     def _budget(self, name: str, share: float) -> Decision:
-        cost = CostModel(self.graph, self.gone)
-        limit = share * getattr(CostModel(self.graph)(), name)
+        cost = CostModel(self.graph, self.gone, self.prices)
+        limit = share * getattr(CostModel(self.graph, prices=self.prices)(), name)
         found = allocation.budget(self.curves, cost, cast(Measure, name), limit, self.removals)
         chosen = {removal: self.blocks.named(removal) for removal in found.removed}
         gone = self.gone | self.blocks.gone(chosen.values())
@@ -227,7 +232,8 @@ class Units:
         return self._rounding_of(self.roles[group] if option is None else option)
 
     def _rounding_of(self, role: Role) -> allocation.Rounding:
-        return replace(self.options.rounding, align=1) if role == "heads" else self.options.rounding
+        rounding = self.options.rounding
+        return replace(rounding, alignment=allocation.Alignment.of(1)) if role == "heads" else rounding
 
     def _keeps(self, kept: Mapping[Group, int], why: Mapping[Group, str]) -> tuple[Keep, ...]:
         edits = [
@@ -245,15 +251,10 @@ class Units:
 
 
 def _solve(
-    graph: DependencyGraph,
-    counts: Callable[[float], dict[Group, int]],
-    gone: frozenset[int],
-    name: str,
-    share: float,
+    whole: CostModel, model: CostModel, counts: Callable[[float], dict[Group, int]], name: str, share: float
 ) -> float:
     """The smallest ratio whose plan meets the target, by bisection on the cost polynomials."""
-    budget = share * getattr(CostModel(graph)(), name)
-    model = CostModel(graph, gone)
+    budget = share * getattr(whole(), name)
 
     def cost(ratio: float) -> Cost:
         return model({group.var: count for group, count in counts(ratio).items()})
@@ -264,7 +265,7 @@ def _solve(
     if getattr(cost(high), name) > budget:
         least = getattr(cost(high), name) * share / max(budget, 1e-9)
         raise UserError(
-            f"{graph.model.name}: --{name} {share} cannot be reached; the least possible here is {least:.3f} "
+            f"{whole.graph.model.name}: --{name} {share} cannot be reached; the least possible here is {least:.3f} "
             "(see `onnxprune inspect` for what is pinned)"
         )
     for _ in range(40):

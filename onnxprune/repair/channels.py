@@ -74,11 +74,17 @@ class Fitted:
 
 
 def fit(
-    reader: Reader, weight: Array, keep: Keep, statistics: Statistics, mean_only: bool = False
+    reader: Reader,
+    weight: Array,
+    keep: Keep,
+    statistics: Statistics,
+    mean_only: bool = False,
+    apart: bool = False,
 ) -> Fitted | None:
     """A reader fitted to what stays; None where it has lost no channels (see `lost`) or nothing is known of them.
 
     weight  the original's
+    apart   nothing is fitted to the samples that are held out (see `maps.fit`)
     """
     chosen = lost(reader, keep)
     if chosen is None or reader.source not in statistics.fitted:
@@ -88,7 +94,7 @@ def fit(
     whole = reader.matrix(weight)
     part = np.stack([whole[g][made[g]] for g in staying])
     moments = [m[reader.source].restricted(groups) for m in (statistics.fitted, statistics.held)]
-    fix = maps.fit(reader, part, kept[groups], moments[0], moments[1], mean_only)
+    fix = maps.fit(reader, part, kept[groups], moments[0], moments[1], mean_only, apart)
     shift = np.zeros(whole.shape[:2])
     for i, g in enumerate(staying):
         rows = np.flatnonzero(made[g])

@@ -40,18 +40,25 @@ class Fix:
 
 
 def fit(
-    reader: Reader, weight: Floats, kept: BoolArray, fitted: Moments, held: Moments, mean_only: bool = False
+    reader: Reader,
+    weight: Floats,
+    kept: BoolArray,
+    fitted: Moments,
+    held: Moments,
+    mean_only: bool = False,
+    apart: bool = False,
 ) -> Fix:
     """The best map on held-out samples among none, the mean and ridges of several strengths.
 
     weight   [groups, outputs, channels, taps] of the original, for the groups and outputs that stay
     kept     [groups, channels] of those groups
     fitted, held   moments of the source, for those groups
+    apart    the held-out samples choose the map alone; otherwise the map chosen is fitted to them, too
 
     Never worse than no repair on the held-out samples: then it is none. Without any of them no ridge is taken.
     """
     centred = reader.bias is not None
-    whole = fitted.merged(held)
+    whole = fitted if apart else fitted.merged(held)
     judge = held if held.count > 1 else fitted
     options = ("none", "mean") if centred else ("none",)
     strengths = () if mean_only or judge is fitted else RIDGES

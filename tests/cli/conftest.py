@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.architectures import resnet18
-from onnxprune.validation import drift
+from onnxprune import timing
 from tests.small import write
 
 
@@ -17,4 +17,4 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency rounds of 10 ms: the numbers mean nothing, the table is there."""
-    monkeypatch.setattr(drift, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(timing, "SECONDS", 0.01)

@@ -1,0 +1,228 @@
+"""The original and a candidate side by side on a target: whether both load there, whether their nodes really run
+there, whether the outputs are those of the CPU, and how long they take."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import flow, timing
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import UserError
+from onnxprune.model import load, materialised, save
+from onnxprune.runtime import EXTERNAL_BYTES, Feeds, RunError, Session
+from onnxprune.shapes import accepted_runs
+from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
+from onnxprune.validation.difference import difference
+
+INSIDE = 2**30  # bytes of a model whose weights stay in its file
+TIMES = 3  # the original's own error on a target that a candidate may have
+
+
+@dataclass(frozen=True)
+class OnTarget:
+    """What became of both models on one target.
+
+    failed    why there is no result: the target is not here, or refuses a model; empty where there is one
+    built     what the target's compiler made of the candidate, where it builds
+    nodes     of the candidate, by who runs them
+    errors    largest difference of the candidate's outputs from the CPU's, as a share of their scale
+    original  the same of the original: what the target does to any model
+    agrees    whether the former is no more than the target's tolerance, or a few times the latter
+    timing    of both, where times mean anything
+    """
+
+    target: str
+    title: str
+    state: State
+    objections: tuple[str, ...] = ()
+    failed: str = ""
+    built: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    original: Mapping[str, float] = field(default_factory=dict)
+    agrees: bool | None = None
+    timing: timing.Timing | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether the candidate is no faster, as far as the machine let that be seen."""
+        if self.timing is None:
+            return False
+        outcome = timing.verdict(self.timing).outcome
+        return outcome == "not faster" or (outcome == "cannot tell" and not self.timing.contended)
+
+    def __str__(self) -> str:
+        if self.failed:
+            return f"{self.target}: {self.failed}"
+        if self.agrees is None:
+            return f"{self.target}: builds"
+        worst, usual = (max(one.values(), default=0.0) for one in (self.errors, self.original))
+        far = f"{worst:.1e} of scale from the CPU (the original {usual:.1e})"
+        agreed = f"outputs {'agree' if self.agrees else 'are WRONG'}, {far}"
+        times = f"; {timing.verdict(self.timing).text}" if self.timing else "; times mean nothing here"
+        return f"{self.target}: {agreed}{times}"
+
+    @property
+    def broken(self) -> bool:
+        """Whether the target is here and the candidate is wrong, or refused, where the original is not."""
+        return self.agrees is False or (bool(self.failed) and self.failed.startswith("candidate"))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "title": self.title,
+            "state": asdict(self.state),
+            "objections": list(self.objections),
+            "failed": self.failed,
+            "built": dict(self.built),
+            "nodes": dict(self.nodes),
+            "errors": dict(self.errors),
+            "original_errors": dict(self.original),
+            "agrees": self.agrees,
+            "timing": None if self.timing is None else self.timing.as_dict(),
+        }
+
+
+def chosen(names: Sequence[str]) -> list[Target]:
+    """Targets by name; `all` is every one that runs or builds here."""
+    found: dict[str, Target] = {}
+    for name in names:
+        for one in [target(n) for n in TARGETS] if name == "all" else [target(name)]:
+            if name != "all" or one.state().reach != "absent":
+                found.setdefault(f"{one}", one)
+    if not found:
+        raise UserError(f"none of the targets {', '.join(TARGETS)} is here; see `onnxprune targets`")
+    return list(found.values())
+
+
+def on_targets(
+    names: Sequence[str],
+    original: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int = 1,
+) -> list[OnTarget]:
+    """Two models, as they are in memory, on every target named (`all`: that is here)."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        paths = [Path(folder) / "original.onnx", Path(folder) / "candidate.onnx"]
+        for path, proto in zip(paths, (original, candidate), strict=True):
+            nested = flow.nest(materialised(proto))
+            large = {t.name: "" for t in nested.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
+            save(nested, path, large if nested.ByteSize() > INSIDE else {})
+        for where in chosen(names):
+            found.append(compare(where, paths[0], paths[1], feeds, threads=threads))
+    return found
+
+
+def compare(
+    where: Target,
+    original: Path,
+    candidate: Path,
+    feeds: Sequence[Feeds],
+    *,
+    threads: int = 1,
+    timed: bool = True,
+) -> OnTarget:
+    """Both models on one target.
+
+    feeds  two or more different inputs that the original accepts
+    """
+    state = where.state()
+    stated = OnTarget(f"{where}", where.title, state)
+    if state.reach == "absent":
+        return _with(stated, failed=f"not here: {state.missing}")
+    objections = tuple(where.objections(load(candidate)))
+    if state.reach == "builds":
+        return _built(stated, where, original, candidate, objections)
+    with contextlib.ExitStack() as stack:
+        engines: list[Engine] = []
+        for role, path in (("original", original), ("candidate", candidate)):
+            try:
+                engine = where.load(path, threads)
+            except TargetError as error:
+                return _with(stated, objections=objections, failed=f"{role} refused: {error}")
+            stack.callback(engine.close)
+            engines.append(engine)
+        errors: list[dict[str, float]] = []
+        for role, path, engine in zip(("original", "candidate"), (original, candidate), engines, strict=True):
+            try:
+                errors.append(_errors(path, engine, feeds))
+            except (TargetError, RunError) as error:
+                return _with(stated, objections=objections, failed=f"{role} fails: {error}")
+        worst, usual = (max(found.values(), default=0.0) for found in reversed(errors))
+        return _with(
+            stated,
+            objections=objections,
+            nodes=engines[1].nodes,
+            errors=errors[1],
+            original=errors[0],
+            agrees=worst <= max(where.tolerance, TIMES * usual),
+            timing=timing.compare(engines, feeds[0]) if timed and where.timed else None,
+        )
+
+
+def _built(
+    stated: OnTarget, where: Target, original: Path, candidate: Path, objections: tuple[str, ...]
+) -> OnTarget:
+    for role, path in (("original", original), ("candidate", candidate)):
+        try:
+            built = where.build(path)
+        except TargetError as error:
+            return _with(stated, objections=objections, failed=f"{role} refused: {error}")
+    return _with(stated, objections=objections, built=built)
+
+
+def _with(stated: OnTarget, **found: Any) -> OnTarget:
+    return OnTarget(stated.target, stated.title, stated.state, **found)
+
+
+def _errors(path: Path, engine: Engine, feeds: Sequence[Feeds]) -> dict[str, float]:
+    """Of every output the largest difference from the CPU's. Raises `TargetError` where nothing ran on the target, or
+    nothing is computed there."""
+    placed = timing.placement(engine, f"{engine.settings.get('provider', '')}")
+    if placed.fell_back:
+        raise TargetError(placed.text)
+    session = Session(path, optimise="basic")
+    here = [session.run(feed) for feed in feeds]
+    there = [engine.run(feed) for feed in feeds]
+    if missing := next((name for name in here[0] if name not in there[0]), None):
+        raise TargetError(f"it does not give output '{missing}'")
+    if idle := timing.unresponsive(here, there):
+        raise TargetError(idle)
+    found: dict[str, float] = {}
+    for wanted, made in zip(here, there, strict=True):
+        for name, value in wanted.items():
+            if isinstance(value, np.ndarray):
+                error = difference({name: value}, {name: np.asarray(made[name])})
+                found[name] = max(found.get(name, 0.0), error)
+    return found
+
+
+def inputs(graph: DependencyGraph) -> list[Feeds]:
+    """Two different inputs that a model runs on: batches of one, where the batch is open.
+
+    Raises `UserError` if onnxruntime cannot run it.
+    """
+    model, shapes = graph.model, graph.shapes
+    try:
+        session = Session(model.proto)
+        _, feeds, _ = next(iter(accepted_runs(model, shapes, session.run, 1)))
+        single = {n: v[:1] if v.ndim and shapes.is_dynamic(n, 0) else v for n, v in feeds.items()}
+        with contextlib.suppress(RunError):  # then the open axis is no batch
+            session.run(single)
+            feeds = single
+        other = {n: v[..., ::-1].copy() if v.ndim and v.dtype.kind == "f" else v for n, v in feeds.items()}
+        session.run(other)
+    except RunError as error:
+        raise UserError(f"{model.name}: onnxruntime cannot run the original: {error}") from None
+    return [feeds, other]

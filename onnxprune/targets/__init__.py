@@ -1,0 +1,40 @@
+"""Where models run: one file per target, one protocol (`Target`).
+
+A file is a target once it stands here; nothing else needs to know it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from onnxprune.errors import UserError
+from onnxprune.targets import cpu
+from onnxprune.targets.target import Engine, Reach, State, Target, TargetError
+
+TARGETS: dict[str, type[Target]] = {module.TARGET.name: module.TARGET for module in (cpu,)}
+
+
+def target(text: str) -> Target:
+    """The target called NAME or NAME:PRECISION. Raises `UserError` for names and precisions that are unknown."""
+    name, _, precision = text.partition(":")
+    if name not in TARGETS:
+        raise UserError(f"--target {text}: choose one of {', '.join(TARGETS)}, or see `onnxprune targets`")
+    return TARGETS[name](precision)
+
+
+def described() -> list[dict[str, Any]]:
+    """Every target with each of its precisions: what it can do on this machine and what it aligns to."""
+    found = []
+    for kind in TARGETS.values():
+        for precision in kind.precisions:
+            one = kind(precision)
+            found.append(
+                {"target": f"{one}", "title": kind.title, "timed": kind.timed}
+                | asdict(one.state())
+                | {"alignment": asdict(one.alignment())}
+            )
+    return found
+
+
+__all__ = ["TARGETS", "Engine", "Reach", "State", "Target", "TargetError", "described", "target"]

@@ -1,0 +1,85 @@
+"""onnxruntime's CPU provider, on this machine."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from onnxprune.allocation import Alignment
+from onnxprune.runtime import Feeds, RunError, Session
+from onnxprune.targets.target import Engine, State, Target, TargetError
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class Cpu(Target):
+    """Convolutions run on channels in blocks of 16 (AVX-512) or 8 (AVX2), padded up; ARM has no such blocks, its
+    matrix kernels fill registers of 4 and tiles of 8 or 16 (MLAS, `nchwc_transformer.cc` and the kernels beside it).
+    """
+
+    name = "cpu"
+    title = "onnxruntime, CPU"
+
+    def alignment(self) -> Alignment:
+        block = 16 if _wide() else 8
+        return Alignment(block, block, block)
+
+    def state(self) -> State:
+        kind = platform.machine() + (", AVX-512" if _wide() else "")
+        return State("runs", f"onnxruntime {ort.__version__}", kind)
+
+    def load(self, path: Path, threads: int = 1) -> Engine:
+        return CpuEngine(path, threads)
+
+
+class CpuEngine(Engine):
+    """A session with all optimisations."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            self._session = Session(path, optimise="all", threads=threads, placement=True)
+        except RunError as error:
+            raise TargetError(f"{error}") from None
+        self.nodes = self._session.placement
+        self.settings = {
+            "provider": PROVIDER,
+            "version": f"onnxruntime {ort.__version__}",
+            "level": "all",
+            "threads": threads,
+            "precision": "as stored",
+        }
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        try:
+            return self._session.run(feeds)
+        except RunError as error:
+            raise TargetError(f"{error}") from None
+
+
+@functools.cache
+def _wide() -> bool:
+    """Whether the machine has AVX-512, and so blocks of 16."""
+    return "avx512f" in _flags()
+
+
+def _flags() -> str:
+    """What the CPU can do, as its system words it; empty where it does not say."""
+    if sys.platform == "linux":
+        try:
+            return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.leaf7_features"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.lower()
+    return ""
+
+
+TARGET = Cpu
