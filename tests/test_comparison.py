@@ -61,9 +61,7 @@ class Coarse(Wrapped):
 
 
 class Elsewhere(Wrapped):
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self.settings = {**engine.settings, "provider": "SomeNpuExecutionProvider"}
+    place = "SomeNpuExecutionProvider"
 
 
 def on(kind: type[Wrapped], when: str = "") -> Target:

@@ -41,6 +41,8 @@ class Cpu(Target):
 class CpuEngine(Engine):
     """A session with all optimisations."""
 
+    place = PROVIDER
+
     def __init__(self, path: Path, threads: int) -> None:
         try:
             self._session = Session(path, optimise="all", threads=threads, placement=True)

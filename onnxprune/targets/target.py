@@ -43,10 +43,12 @@ class Engine(abc.ABC):
     """A model, loaded and ready to run on a target.
 
     nodes     how many nodes (after fusion) each provider or device really took; empty where the target does not say
+    place     the provider that was asked for, as `nodes` calls it; empty where loading has made sure of it
     settings  provider, version, level, threads, precision: whatever a result depends on
     """
 
     nodes: Mapping[str, int]
+    place: str = ""
     settings: Mapping[str, Any]
 
     @abc.abstractmethod

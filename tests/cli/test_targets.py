@@ -1,0 +1,76 @@
+"""Targets on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from models.architectures import ARCHITECTURES
+from onnxprune.targets import TARGETS
+from tests.small import check_refused, run, shrink
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model.onnx"
+    onnx.save(ARCHITECTURES["mobilenet_v2"](width=0.5, image=32, classes=10), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(model: Path) -> Path:
+    path = model.with_name("small.onnx")
+    assert shrink(model, "-o", path).exit_code == 0
+    return path
+
+
+def test_every_target_says_what_it_can_do_here() -> None:
+    found = json.loads(run("targets", "--json").stdout)
+    assert {one["target"].partition(":")[0] for one in found} == set(TARGETS)
+    for one in found:
+        assert one["reach"] in ("runs", "builds", "absent")
+        assert bool(one["missing"]) or one["reach"] == "runs"
+        assert all(block >= 1 for block in one["alignment"].values())
+    table = run("targets").stdout
+    assert "cpu" in table
+
+
+def test_bench_measures_both(model: Path, small: Path) -> None:
+    done = run("bench", model, small, "--json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)
+    assert found["candidate"] == f"{small}"
+    assert found["agrees"] is True
+    timing = found["timing"]
+    assert len(timing["ratios"]) == len(timing["rounds"])
+    assert timing["settings"]["threads"] == 1
+    assert all(before > 0 and after > 0 for before, after in timing["rounds"])
+    assert "outputs agree" in run("bench", model, small).stdout
+
+
+def test_validate_takes_targets(model: Path, small: Path) -> None:
+    done = run("validate", model, small, "--target", "cpu", "--json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["targets"]
+    assert (found["target"], found["agrees"]) == ("cpu", True)
+    assert found["nodes"].keys() == {"CPUExecutionProvider"}
+
+
+def test_targets_that_are_unknown(model: Path, small: Path) -> None:
+    check_refused(run("bench", model, small, "--target", "abacus"), "--target abacus", "cpu")
+    check_refused(run("bench", model, small, "--target", "cpu:int3"), "cpu knows fp32")
+    check_refused(shrink(model, "--target", "abacus"), "--target abacus")
+
+
+def test_a_plan_says_what_it_was_aligned_to(model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plain = ("--channels", 0.5, "--criterion", "l2", "--repair", "none")
+    assert run("plan", model, *plain, "--target", "cpu", "-o", plan).exit_code == 0
+    options = json.loads(plan.read_text())["options"]
+    assert options["targets"] == ["cpu"]
+    assert options["align"] in (8, 16)
+    assert run("plan", model, *plain, "--target", "cpu", "--align", 2, "-o", plan).exit_code == 0
+    assert json.loads(plan.read_text())["options"]["align"] == 2
