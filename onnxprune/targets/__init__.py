@@ -9,10 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from onnxprune.errors import UserError
-from onnxprune.targets import cpu
+from onnxprune.targets import cpu, openvino, openvino_ort, tensorrt, tract
 from onnxprune.targets.target import Engine, Reach, State, Target, TargetError
 
-TARGETS: dict[str, type[Target]] = {module.TARGET.name: module.TARGET for module in (cpu,)}
+TARGETS: dict[str, type[Target]] = {
+    module.TARGET.name: module.TARGET for module in (cpu, openvino, openvino_ort, tract, tensorrt)
+}
 
 
 def target(text: str) -> Target:
