@@ -27,7 +27,7 @@ from onnxprune.report import Quality, counted, verdict
 from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.shapes import accepted_runs
 from onnxprune.survey import Asked, Survey
-from onnxprune.targets import target
+from onnxprune.targets import TargetError, target
 from onnxprune.timing import Timing
 from onnxprune.validation import equivalence, mended, structure
 from onnxprune.validation.drift import Drift, compare_outputs
@@ -334,6 +334,32 @@ def bench(
         for candidate in candidates
         for one in _on_targets(graph, pipeline.open_model(candidate), targets, threads)
     ]
+
+
+def build(
+    model: str | os.PathLike[str], name: str, output: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Compile a model file for a target, and write the engine where `output` says.
+
+    Returns what was `built`, `objections` that the target is known to have, and `commands` of its own tools that do the
+    same. Raises `UserError` where the target is not here, has no engine files, or refuses the model.
+    """
+    path, where = Path(model), target(name)
+    opened = pipeline.open_model(path)
+    if (state := where.state()).reach == "absent":
+        raise UserError(f"{path}: {where} is not here: {state.missing}")
+    objections = where.objections(opened)
+    try:
+        built = where.build(path, None if output is None else Path(output))
+    except TargetError as error:
+        why = f" ({'; '.join(objections)})" if objections else ""
+        raise UserError(f"{path}: {where} does not build it: {error}{why}") from None
+    return {
+        "target": f"{where}",
+        "objections": objections,
+        "built": dict(built),
+        "commands": where.commands(path),
+    }
 
 
 def _on_targets(

@@ -482,6 +482,29 @@ def bench(
         ctx.exit(1)
 
 
+@main.command()
+@click.argument("model", type=FILE)
+@click.option(
+    "--target", "name", required=True, metavar="TARGET", help="Whose compiler; see `onnxprune targets`."
+)
+@click.option("-o", "--output", type=FILE, help="Where to write the engine (default: build and throw away).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def build(model: Path, name: str, output: Path | None, as_json: bool) -> None:
+    """Compile MODEL for a target, and show the command lines that do the same with its own tools."""
+    if output is not None:
+        _protect((model,), (output,), binary=True)
+    found = api.build(model, name, output)
+    if as_json:
+        click.echo(_json(found))
+        return
+    for line in found["objections"]:
+        click.echo(f"note: {printable(line)}")
+    for key, value in found["built"].items():
+        click.echo(printable(f"{key}: {value}"))
+    for command in found["commands"]:
+        click.echo(printable(command))
+
+
 @main.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def targets_(as_json: bool) -> None:

@@ -74,3 +74,21 @@ def test_a_plan_says_what_it_was_aligned_to(model: Path, tmp_path: Path) -> None
     assert options["align"] in (8, 16)
     assert run("plan", model, *plain, "--target", "cpu", "--align", 2, "-o", plan).exit_code == 0
     assert json.loads(plan.read_text())["options"]["align"] == 2
+
+
+def test_build_writes_an_engine(small: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "small.engine"
+    done = run("build", small, "--target", "tensorrt", "-o", engine, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert engine.stat().st_size > 10_000
+    assert found["target"] == "tensorrt"
+    assert any(f"--onnx={small}" in command for command in found["commands"])
+    assert "trtexec" in run("build", small, "--target", "tensorrt").stdout
+
+
+def test_what_cannot_be_built(small: Path, tmp_path: Path) -> None:
+    check_refused(run("build", small, "--target", "cpu"), "no engine files")
+    check_refused(run("build", small, "--target", "tensorrt:int8"), "does not build it")
+    check_refused(run("build", small, "--target", "tensorrt", "-o", small), "the output is the input")
+    check_refused(run("build", tmp_path / "no.onnx", "--target", "tensorrt"), "no.onnx")
