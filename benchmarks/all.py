@@ -16,6 +16,7 @@ from benchmarks import (
     calibration,
     growth,
     large,
+    latency,
     memory,
     models_table,
     peers,
@@ -47,6 +48,7 @@ BENCHMARKS = {
         large,
         accuracy,
         calibration,
+        latency,
         peers,
     )
 }
