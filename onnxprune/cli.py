@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from onnxprune import __version__, api, criteria, pipeline, runtime, survey, targets
+from onnxprune import __version__, api, criteria, html, pipeline, runtime, survey, targets
 from onnxprune.allocation import STRATEGIES, Alignment
 from onnxprune.blocks import Blocks
 from onnxprune.data import Preprocess
@@ -335,6 +335,7 @@ _threads = click.option(
     help="Also compare there (repeatable; all: every one that is here).",
 )
 @_threads
+@click.option("--html", "page", type=FILE, help="Also write a page of it that opens anywhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate(
@@ -348,6 +349,7 @@ def validate(
     metric: str | None,
     targets: tuple[str, ...],
     threads: int,
+    page: Path | None,
     as_json: bool,
 ) -> None:
     """Judge CANDIDATE against ORIGINAL: structure, equivalence, outputs on data, latency.
@@ -355,6 +357,7 @@ def validate(
     Of a repaired CANDIDATE its plan's cut is proven, and that nothing but weights and biases differs from it.
     Exits 1 if CANDIDATE is broken or not what the plan says.
     """
+    _protect((original, candidate), (page,))
     result = api.validate(
         original,
         candidate,
@@ -366,9 +369,11 @@ def validate(
         targets=targets,
         threads=threads,
     )
+    if page is not None:
+        _write_text(page, html.page({"model": f"{candidate}", **result.as_dict()}))
     if as_json:
         click.echo(_json(result.as_dict()))
-    else:
+    elif page != STDOUT:
         result.print(_console())
     if not result.passed:
         ctx.exit(1)

@@ -59,6 +59,15 @@ def test_validate_takes_targets(model: Path, small: Path) -> None:
     assert found["nodes"].keys() == {"CPUExecutionProvider"}
 
 
+def test_validate_writes_a_page(model: Path, small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert run("validate", model, small, "--target", "cpu", "--html", path).exit_code == 0
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "small.onnx" in text
+    check_refused(run("validate", model, small, "--html", small), "the output is the input")
+
+
 def test_targets_that_are_unknown(model: Path, small: Path) -> None:
     check_refused(run("bench", model, small, "--target", "abacus"), "--target abacus", "cpu")
     check_refused(run("bench", model, small, "--target", "cpu:int3"), "cpu knows fp32")
