@@ -71,6 +71,7 @@ def _versions(*names: str) -> str:
 
 
 SHOWING = (
+    "api",
     "cli",
     "comparison",
     "html",
@@ -82,7 +83,7 @@ SHOWING = (
     "targets",
     "timing",
 )
-"""Modules of ours that show and measure, and do not decide what is written here."""
+"""Modules of ours that pass on, show and measure: they do not decide what is written here."""
 
 
 @functools.cache
