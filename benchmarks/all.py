@@ -16,7 +16,6 @@ from benchmarks import (
     calibration,
     growth,
     large,
-    latency,
     memory,
     models_table,
     peers,
@@ -48,7 +47,6 @@ BENCHMARKS = {
         large,
         accuracy,
         calibration,
-        latency,
         peers,
     )
 }

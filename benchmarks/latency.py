@@ -49,8 +49,8 @@ def measure() -> Results:
 
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
-    os.environ["ONNXPRUNE_CACHE"] = str(folder / "tables")  # times of today
     path = SUBJECTS[name](folder)
+    os.environ["ONNXPRUNE_CACHE"] = str(folder / "tables")  # times of today
     return {
         "half": _shrunk(path, macs=0.5),
         "share": _shrunk(path, latency=SHARE),

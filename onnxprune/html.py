@@ -429,7 +429,7 @@ def _ticks(low: float, high: float, wish: int = 4) -> list[float]:
     """Round numbers between two, about as many as wished."""
     raw = (high - low) / wish
     unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)
     first = math.ceil(low / step)
     return [round((first + number) * step, 12) for number in range(math.floor(high / step) - first + 1)]
 
@@ -491,7 +491,7 @@ def _kept(before: float, after: float) -> str:
 def _errors(report: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> Html | None:
     """How far outputs are from the original's, and what repair came to."""
     drift = [
-        (f"{entry.get('output')}", entry.get("error"), "random inputs, onnxruntime")
+        (f"{entry.get('output')}", entry.get("error"), "onnxruntime, CPU")
         for entry in map(_mapping, _list(report.get("drift")))
     ]
     errors = list(drift)
@@ -532,7 +532,8 @@ def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
         size = _number(error)
         share = 1.0 if size is None else 0.0 if size <= FAINT else (math.log10(size) - low) / (top - low)
         shapes += [
-            _label(f"{_shortened_label(output)}: {_shown(error, '{:.1e}')}", 0, y + 14),
+            _label(f"{_clipped(output, 24)}: {_shown(error, '{:.1e}')}", 0, y + 14),
+            _label(_clipped(where, 20), 1, y + 14, "end"),
             _tag("rect", class_="track", y=f"{y + 20:g}", width="100%", height=10, rx=2),
             _tag(
                 "rect",
@@ -558,9 +559,9 @@ def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
     return _figure(label, int(y) + 18, shapes, table)
 
 
-def _shortened_label(text: str) -> str:
-    """A name that fits beside a number on a phone."""
-    return text if len(text) <= 28 else f"{text[:13]}…{text[-14:]}"
+def _clipped(text: str, limit: int) -> str:
+    """A name that fits into a plot on a phone."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-limit // 2 :]}"
 
 
 def _repair(report: Mapping[str, Any]) -> list[Html]:
@@ -764,6 +765,8 @@ STYLE = """
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
 body{margin:0 auto;padding:1rem;max-width:60rem;background:var(--page);color:var(--ink);
 font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;overflow-wrap:anywhere}
+bdi{white-space:normal;overflow-wrap:anywhere}
+th,td{overflow-wrap:normal}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 1rem}
 h2{font-size:1.25rem;margin:2rem 0 .5rem;padding-top:.75rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1rem 0 .25rem}
@@ -783,7 +786,7 @@ li,dd,td,th,p{unicode-bidi:isolate}
 figure{margin:.75rem 0}
 figcaption{margin-bottom:.5rem}
 svg{display:block;overflow:hidden}
-svg text{fill:var(--ink);font-size:12px;unicode-bidi:isolate}
+svg text{fill:var(--ink);stroke:var(--page);stroke-width:3px;paint-order:stroke;font-size:12px;unicode-bidi:isolate}
 .track{fill:var(--track)}
 .kept,.point,.after{fill:var(--kept)}
 .before{fill:var(--other)}
@@ -799,6 +802,7 @@ details{margin:.5rem 0}
 summary{cursor:pointer;color:var(--soft);padding:.25rem 0}
 .wide{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;width:100%;margin:.5rem 0;font-variant-numeric:tabular-nums}
+td{white-space:nowrap}
 caption{text-align:left;padding:.25rem 0}
 th,td{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;font-weight:400}
 th:first-child{text-align:left;padding-left:0}
