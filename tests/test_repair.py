@@ -1073,12 +1073,12 @@ SOME = [
     "transformer_of_integers",
 ]
 RARE = {"rnn"}
-"""Eight short sequences are too few there."""
+"""Sixteen short sequences are too few there."""
 
 
 def check_network(name: str) -> None:
-    """A third removed, repaired on eight made-up samples: the same structure, and no (much) larger error."""
-    cut = Cut(NETS[name](), samples=8)
+    """A third removed, repaired on sixteen made-up samples: the same structure, and no (much) larger error."""
+    cut = Cut(NETS[name](), samples=16)
     if not cut.plan.edits:
         return
     repaired, _ = cut.repaired()
