@@ -31,17 +31,13 @@ import onnxprune
 from benchmarks import common, tasks
 from benchmarks.common import Benchmark, Figure, NotHereError, Results, isolated, median, stamp, table
 from benchmarks.peers import PEER as ONNXSIM
-from benchmarks.peers import count, peer_environment
-from benchmarks.serving import Peer, PeerError
+from benchmarks.peers import count, peer_environment, share_of
+from benchmarks.serving import NEAR, PeerError, bisected
 from benchmarks.tasks import TASKS, Task, fashion_calibration
 from models.environments import NotInstallable, environment
 from models.fetch import TORCH, NoNetwork, code_version, default_cache
-from onnxprune.errors import OnnxPruneError
 
 TARGETS = (0.80, 0.70, 0.50)
-NEAR = 0.005
-HIGHEST = 0.96
-STEPS = 10
 ALIGN = 4  # of our columns: at the default of 16 small networks miss the MACs
 CRITERIA = ("magnitude", "bn-scale", "taylor", "hessian")
 
@@ -74,10 +70,14 @@ SHOWING = (
     "api",
     "cli",
     "comparison",
+    "graphsurgeon",
     "html",
     "inspection",
     "latency",
     "naming",
+    "outcome",
+    "plugins",
+    "quantisation",
     "report",
     "survey",
     "targets",
@@ -121,52 +121,9 @@ class Column:
     fits: Callable[[Task], bool] = lambda _: True
 
 
-@contextmanager
-def _bisected(inputs: Inputs, interpreter: Path, module: str, arguments: list[str | Path]) -> Iterator[Any]:
+def _bisected(inputs: Inputs, interpreter: Path, module: str, arguments: list[str | Path]) -> Any:
     """Cut by a peer that takes a ratio."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = count(inputs.model).macs
-        with Peer(interpreter, module, arguments, Path(folder)) as peer:
-            kept: dict[float, tuple[Path, float]] = {0.0: (inputs.model, 1.0)}
-
-            def at(ratio: float) -> tuple[Path, float]:
-                if ratio not in kept:
-                    path = peer.prune(ratio)
-                    try:
-                        kept[ratio] = path, count(path).macs / before
-                    except OnnxPruneError as error:
-                        why = f"{error}".replace(f"{folder}/", "")
-                        raise PeerError(f"wrote an invalid model ({why})") from error
-                return kept[ratio]
-
-            yield lambda target: nearest(at, target)
-
-
-def nearest(at: Callable[[float], tuple[Path, float]], target: float) -> Path:
-    """The model whose MACs are nearest to a share, by bisection on the ratio; `PeerError` where none comes near.
-
-    `at` gives a model and its share of the MACs, which falls with the ratio, or raises `PeerError` where the ratio
-    is more than the tool can do. A step of the share that leaps over the target is met from below.
-    """
-    low, high = 0.0, HIGHEST
-    below: Path | None = None
-    why = ""
-    for _ in range(STEPS):
-        middle = round((low + high) / 2, 4)
-        try:
-            path, share = at(middle)
-        except PeerError as error:
-            why, high = f", and then: {error}", middle
-            continue
-        if abs(share - target) <= NEAR:
-            return path
-        if share > target:
-            low = middle
-        else:
-            below, high = path, middle
-    if below is None:
-        raise PeerError(f"keeps {at(low)[1]:.2f} of the MACs at a ratio of {low:.2f}{why}")
-    return below
+    return bisected(interpreter, module, arguments, share_of(inputs.model))
 
 
 def _onnxsim(criterion: str) -> Column:

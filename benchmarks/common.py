@@ -7,6 +7,7 @@ and shown in the document between markers, so that the text around the tables is
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,12 +50,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A measurement, and how its results read as Markdown."""
+    """A measurement, and how its results read as Markdown.
+
+    rows  that can be measured alone, by their names as the argument of `measure`; none where there is no such choice
+    """
 
     name: str
-    measure: Callable[[], Results]
+    measure: Callable[..., Results]
     render: Callable[[Results], str]
     figures: Callable[[Results], list[Figure]] = lambda _: []
+    rows: tuple[str, ...] = ()
 
 
 def isolated(function: Callable[..., T], *arguments: Any) -> T:
@@ -93,7 +98,14 @@ def run(benchmark: Benchmark) -> int:
     """The command line of one benchmark: measure and print; with --update also keep the results."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark.name}")
     parser.add_argument("--update", action="store_true", help="keep the results, rewrite the document")
-    return report(benchmark, update=parser.parse_args().update)
+    if benchmark.rows:
+        parser.add_argument(
+            "--only", nargs="*", choices=benchmark.rows, help="these rows; others stay as kept"
+        )
+    given = parser.parse_args()
+    if benchmark.rows and given.only is not None:
+        benchmark = replace(benchmark, measure=functools.partial(benchmark.measure, given.only))
+    return report(benchmark, update=given.update)
 
 
 def report(benchmark: Benchmark, *, update: bool) -> int:

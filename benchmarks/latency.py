@@ -1,26 +1,34 @@
-"""How much faster pruned models are on the CPU, and whether a share of the time is met.
+"""How much faster pruned models are on the CPU, beside those of other pruners, and whether a share of the time is met.
 
-    python -m benchmarks.latency [--update]
+    python -m benchmarks.latency [--only NAME ...] [--update]
 
 Target cpu, one thread, original and result in turns in one process (docs/measuring.md); ratios mean more than any
 number of milliseconds. Counts are chosen by magnitude and the same share everywhere, without repair, which changes no
-shape. *Speed-up* is set against MACs before over MACs after. The ladder cuts every network by many shares.
+shape. *Speed-up* is set against MACs before over MACs after. The ladder cuts every network by many shares. Peers are asked
+for half the MACs (`benchmarks/serving.py`), and onnxprune for what they then have: all three run in turns.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 import onnxprune
-from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
+from benchmarks.common import Benchmark, Figure, NotHereError, Results, isolated, kept, run, stamp, table
+from benchmarks.peers import peer_environment, share_of
+from benchmarks.serving import PeerError, bisected
 from benchmarks.subjects import subject
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, fashion_calibration
+from models.environments import NotInstallable, environment
+from models.fetch import TORCH, default_cache
 from onnxprune import comparison, latency, timing
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import OnnxPruneError
@@ -28,6 +36,7 @@ from onnxprune.model import Model
 from onnxprune.targets import target
 
 SHARE = 0.6  # of the time
+HALF = 0.5  # of the MACs
 LADDER = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 SUBJECTS: dict[str, Callable[[Path], Path]] = {
     **{
@@ -37,22 +46,32 @@ SUBJECTS: dict[str, Callable[[Path], Path]] = {
     "minilm": lambda _: TASKS["minilm"].model(),
     "fashion-vit": lambda _: TASKS["fashion-vit"].model(),
 }
-PLAIN: dict[str, Any] = {
-    "criterion": "l2", "allocation": "uniform", "repair": "none", "targets": ("cpu",), "allow_slower": True,
-}  # fmt: skip
+FASHION = ("fashion-resnet", "fashion-vgg", "fashion-densenet", "fashion-vit", "fashion-mobilenet-se")
+NAMES = (*SUBJECTS, *(name for name in FASHION if name not in SUBJECTS))
+CUT: dict[str, Any] = {"criterion": "l2", "allocation": "uniform", "repair": "none"}
+PLAIN: dict[str, Any] = {**CUT, "targets": ("cpu",), "allow_slower": True}
 
 
-def measure() -> Results:
-    """Every network in a process of its own."""
+def measure(names: Sequence[str] = NAMES) -> Results:
+    """The networks named, each in a process of its own; the others as they were kept."""
+    known = kept("latency") or {"rows": {}, "beside": {}}
+    rows, beside = dict(known["rows"]), dict(known["beside"])
     with tempfile.TemporaryDirectory() as folder:
-        return {"rows": {name: isolated(_row, name, Path(folder)) for name in SUBJECTS}}
+        for name in names:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            if name in SUBJECTS:
+                rows[name] = isolated(_row, name, Path(folder))
+                beside[f"{name}, onnxsim"] = isolated(_beside, name, "onnxsim", Path(folder))
+            if name in FASHION:
+                beside[f"{name}, Torch-Pruning"] = isolated(_beside, name, "Torch-Pruning", Path(folder))
+    return {"rows": rows, "beside": beside}
 
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
     path = SUBJECTS[name](folder)
     os.environ["ONNXPRUNE_CACHE"] = str(folder / "tables")  # times of today
     return {
-        "half": _shrunk(path, macs=0.5),
+        "half": _shrunk(path, macs=HALF),
         "share": _shrunk(path, latency=SHARE),
         "ladder": {f"{ratio}": _shrunk(path, channels=ratio) for ratio in LADDER},
         "predicted": _predicted(path),
@@ -79,7 +98,7 @@ def _predicted(path: Path) -> dict[str, float]:
     """The ratio that the times of pieces predict at half the MACs, and the one that is measured."""
     cpu = target("cpu")
     original = onnx.load(path)
-    result = onnxprune.shrink(path, macs=0.5, **PLAIN)
+    result = onnxprune.shrink(path, macs=HALF, **CUT)
     graph = DependencyGraph(Model(original))
     feeds = comparison.inputs(graph)[0]
     times = latency.Table(cpu, 1)
@@ -93,8 +112,56 @@ def _predicted(path: Path) -> dict[str, float]:
     }
 
 
+def _onnxsim(path: Path, folder: Path) -> AbstractContextManager[Callable[[float], Path]]:
+    feeds = comparison.inputs(DependencyGraph(Model(onnx.load(path))))[0]
+    given = folder / "feeds.npz"
+    np.savez(given, **feeds)  # type: ignore[arg-type]
+    return bisected(
+        peer_environment(), "benchmarks.onnxsim_prune", [path, "l2", given, "together"], share_of(path)
+    )
+
+
+def _torch_pruning(path: Path, folder: Path) -> AbstractContextManager[Callable[[float], Path]]:
+    try:
+        interpreter = environment(default_cache(), TORCH)
+    except NotInstallable as error:
+        raise NotHereError(str(error)) from error
+    images, labels = fashion_calibration()
+    given = folder / "labelled.npz"
+    np.savez(given, image=images, label=labels)
+    name = next(name for name in FASHION if TASKS[name].model() == path)
+    arguments: list[str | Path] = [name, path.with_suffix(".pt"), "magnitude", given]
+    return bisected(interpreter, "benchmarks.torch_pruning_prune", arguments, share_of(path))
+
+
+PEERS = {"onnxsim": _onnxsim, "Torch-Pruning": _torch_pruning}
+
+
+def _beside(name: str, peer: str, folder: Path) -> dict[str, Any]:
+    """A peer's model of half the MACs, ours of as many, and the original, in turns; or why there is none."""
+    path = SUBJECTS[name](folder) if name in SUBJECTS else TASKS[name].model()
+    try:
+        with PEERS[peer](path, folder) as cut:
+            theirs = cut(HALF)
+            share = share_of(path)(theirs)
+            ours = onnxprune.shrink(path, macs=share, **CUT)
+            models = (onnx.load(path), onnx.load(theirs), ours.model)
+    except (PeerError, OnnxPruneError) as error:
+        return {"failed": f"{error}"}
+    feeds = comparison.inputs(DependencyGraph(Model(models[0])))[0]
+    found = timing.compare_models(target("cpu"), models, feeds).engines
+    ratios = [mine / other for mine, other in zip(found[2].rounds, found[1].rounds, strict=True)]
+    return {
+        "macs": {"theirs": share, "ours": ours.report.kept["macs"]},
+        "theirs": found[1].ratio,
+        "ours": found[2].ratio,
+        "ratio": float(np.median(ratios)),
+        "range": [min(ratios), max(ratios)],
+    }
+
+
 def render(results: Results) -> str:
-    """One row for each network, and the ladder."""
+    """One row for each network, the ladder, and the peers."""
     rows, steps = [], []
     for name, row in results["rows"].items():
         half, share, told = row["half"], row["share"], row["predicted"]
@@ -114,13 +181,31 @@ def render(results: Results) -> str:
         "network", "MACs", "time at `--macs 0.5` (rounds)", "speed-up over MACs", f"time at `--latency {SHARE}`",
         "MACs", "ratio of sums",
     )  # fmt: skip
+    beside = [_duel(name, found) for name, found in results["beside"].items()]
+    compared = ("network, peer", "MACs", "ours", "peer's time", "ours", "ours over peer's (rounds)")
     return "\n\n".join(
         (
             stamp(results),
             table(header, rows),
             "Times over the original's, at `--channels`:",
             table(("network", *map(str, LADDER)), steps),
+            "Beside other pruners, at equal MACs; times over the original's:",
+            table(compared, beside),
         )
+    )
+
+
+def _duel(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    if "failed" in found:
+        return name, found["failed"], "", "", "", ""
+    low, high = found["range"]
+    return (
+        name,
+        f"{found['macs']['theirs']:.3f}",
+        f"{found['macs']['ours']:.3f}",
+        f"{found['theirs']:.3f}",
+        f"{found['ours']:.3f}",
+        f"{found['ratio']:.3f} ({low:.2f} to {high:.2f})",
     )
 
 
@@ -149,10 +234,16 @@ def figures(results: Results) -> list[Figure]:
     found.append(Figure("networks that --latency refuses", len(rows) - len(shares), 0))
     wrong = [abs(row["predicted"]["predicted"] / row["predicted"]["measured"] - 1) for row in rows.values()]
     found.append(Figure("error of predicted ratios", max(wrong), 0.15))
+    off = [abs(row["predicted"]["sum"] - 1) for row in rows.values()]
+    found.append(Figure("sum of the pieces' times over the whole, less 1", max(off), 0.15))
+    duels = [one["ratio"] for one in results["beside"].values() if "ratio" in one]
+    found.append(
+        Figure("time over that of another pruner's model of as many MACs", max(duels), 1.0, strict=True)
+    )
     return found
 
 
-BENCHMARK = Benchmark("latency", measure, render, figures)
+BENCHMARK = Benchmark("latency", measure, render, figures, NAMES)
 
 if __name__ == "__main__":
     raise SystemExit(run(BENCHMARK))

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from benchmarks.subjects import KINDS, filled, subject
 from models.fetch import LIGHT
-from onnxprune import axes, pipeline
+from onnxprune import axes, outcome, pipeline
 from onnxprune.cost import Cost, CostModel, Counts
 from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.model import Node
@@ -66,7 +66,7 @@ def _row(name: str) -> dict[str, Any]:
         row["groups"] = len(graph.groups)
         row["nodes"] = len(graph.model.nodes)
         row["prunable"] = CostModel(graph).prunable_share()
-        row["pinned"] = pipeline.pinned_reasons(graph)
+        row["pinned"] = outcome.pinned_reasons(graph)
     return row
 
 

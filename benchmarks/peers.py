@@ -12,11 +12,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, Benchmark, NotHereError, Results, isolated, run, stamp, table
+from benchmarks.serving import PeerError
 from benchmarks.subjects import RANDOM, TRAINED, subject
 from models.environments import NotInstallable, environment
 from models.fetch import default_cache
@@ -98,6 +100,20 @@ def _judged(before: Cost, written: Path | str) -> dict[str, Any]:
 def count(path: Path) -> Cost:
     """What a model file costs, by the counter that counts every tool's results."""
     return CostModel(DependencyGraph(load(path)))()
+
+
+def share_of(original: Path) -> Callable[[Path], float]:
+    """What share of a model's MACs a file has; raises `PeerError` where it is no valid model."""
+    before = count(original).macs
+
+    def share(path: Path) -> float:
+        try:
+            return count(path).macs / before
+        except OnnxPruneError as error:
+            why = f"{error}".replace(f"{path.parent}/", "")
+            raise PeerError(f"wrote an invalid model ({why})") from error
+
+    return share
 
 
 def _refused(path: Path) -> str:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 DONE = "done"
 ROOT = Path(__file__).parent.parent
+NEAR = 0.005  # of the share that is wanted
+HIGHEST = 0.96  # of ratios
+STEPS = 10
 
 
 def serve(prune: Callable[[float, Path], None], folder: Path) -> None:
@@ -71,3 +76,50 @@ class Peer:
             lines = (self._folder / "log").read_text(encoding="utf-8").strip().splitlines()
             raise PeerError(answer or (lines[-1] if lines else "ended without a word"))
         return self._folder / f"{name}.onnx"
+
+
+@contextmanager
+def bisected(
+    interpreter: Path, module: str, arguments: Sequence[str | Path], share: Callable[[Path], float]
+) -> Iterator[Callable[[float], Path]]:
+    """A peer that takes a ratio, asked for a share of the MACs; files last as long as the context.
+
+    share  of a file; raises `PeerError` where it is no valid model
+    """
+    with tempfile.TemporaryDirectory() as folder, Peer(interpreter, module, arguments, Path(folder)) as peer:
+        kept: dict[float, tuple[Path, float]] = {}
+
+        def at(ratio: float) -> tuple[Path, float]:
+            if ratio not in kept:
+                path = peer.prune(ratio)
+                kept[ratio] = path, share(path)
+            return kept[ratio]
+
+        yield lambda target: nearest(at, target)
+
+
+def nearest(at: Callable[[float], tuple[Path, float]], target: float) -> Path:
+    """The model whose MACs are nearest to a share, by bisection on the ratio; `PeerError` where none comes near.
+
+    `at` gives a model and its share of the MACs, which falls with the ratio, or raises `PeerError` where the ratio
+    is more than the tool can do. A step of the share that leaps over the target is met from below.
+    """
+    low, high = 0.0, HIGHEST
+    below: Path | None = None
+    why, most = "", 1.0
+    for _ in range(STEPS):
+        middle = round((low + high) / 2, 4)
+        try:
+            path, share = at(middle)
+        except PeerError as error:
+            why, high = f", and then: {error}", middle
+            continue
+        if abs(share - target) <= NEAR:
+            return path
+        if share > target:
+            low, most = middle, share
+        else:
+            below, high = path, middle
+    if below is None:
+        raise PeerError(f"keeps {most:.2f} of the MACs at a ratio of {low:.2f}{why}")
+    return below

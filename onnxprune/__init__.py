@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from onnxprune.api import apply, fold, inspect, sensitivities, shrink, validate
+from onnxprune.api import apply, calibration_data, fold, inspect, quantize, sensitivities, shrink, validate
 from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
 from onnxprune.passes import Options
 from onnxprune.pipeline import Result, make_plan
@@ -28,9 +28,11 @@ __all__ = [
     "UserError",
     "__version__",
     "apply",
+    "calibration_data",
     "fold",
     "inspect",
     "make_plan",
+    "quantize",
     "sensitivities",
     "shrink",
     "validate",

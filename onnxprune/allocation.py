@@ -63,6 +63,14 @@ class Alignment:
             return self.grouped if self.grouped == 1 else math.lcm(self.grouped, GROUPED)
         return self.channels if group.windowed else self.products
 
+    def filled(self, group: Group, count: int) -> int:
+        """Units that kernels compute for `count` of a group: whole blocks of channels in convolutions; matrix products
+        cost what they hold."""
+        if not (group.windowed or group.grouped):
+            return count
+        block = self.block(group)
+        return math.ceil(math.ceil(count * group.stride / block) * block / group.stride)
+
     def __str__(self) -> str:
         if self.channels == self.grouped == self.products:
             return f"{self.channels}"

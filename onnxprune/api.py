@@ -1,9 +1,14 @@
-"""The Python interface: the same steps as the command line, as functions."""
+"""The Python interface: the same steps as the command line, as functions.
+
+A model is a path, an `onnx.ModelProto` or an `onnx_graphsurgeon.Graph`; of what is made of one, `.model` is the
+ModelProto, `.graph()` a new Graph and `.save(path)` writes the file. A plan belongs to the model as it was given: a Graph
+exports without the metadata that the file it was read from may have, so that a plan of one may not fit the other.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import comparison, metrics, pipeline, surgery, survey, timing
+from onnxprune import comparison, metrics, outcome, pipeline, quantisation, surgery, survey, timing
 from onnxprune.blocks import Blocks
 from onnxprune.comparison import OnTarget
-from onnxprune.data import Preprocess, Spec, open_data
+from onnxprune.cost import Cost, CostModel
+from onnxprune.data import Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
@@ -23,7 +29,8 @@ from onnxprune.model import Model
 from onnxprune.passes import Options
 from onnxprune.pipeline import Folded, Inputs, Result, Source
 from onnxprune.plan import Plan
-from onnxprune.report import Quality, counted, verdict
+from onnxprune.quantisation import Quantised
+from onnxprune.report import Part, Quality, counted, verdict
 from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.shapes import accepted_runs
 from onnxprune.survey import Asked, Survey
@@ -136,6 +143,29 @@ def sensitivities(
     return survey.survey(pipeline.open_model(model), data, asked, _parsed(preprocess), place)
 
 
+def calibration_data(
+    model: Source,
+    data: Spec | None = None,
+    *,
+    samples: int = pipeline.SAMPLES,
+    preprocess: Preprocess | str | None = None,
+    batch: int = 1,
+    seed: int = 0,
+) -> Iterator[Feeds]:
+    """The inputs that `shrink` scores and repairs with, for calibrators and loaders of other tools: arrays by name.
+
+    Runs of up to `batch` samples each, or of as many as the model fixes. Raises `UserError` as `shrink` does.
+    """
+    opened = pipeline.open_model(model)
+    shapes = DependencyGraph(opened).shapes
+    if data is None:
+        found = synthetic(opened, shapes, samples=min(samples, pipeline.MADE_UP), seed=seed)
+    else:
+        parsed = _parsed(preprocess)
+        found = open_data(data, opened, shapes, samples=samples, seed=seed, preprocess=parsed)
+    return (one.feeds for one in found.batches(batch))
+
+
 def _parsed(preprocess: Preprocess | str | None) -> Preprocess | None:
     return Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
 
@@ -155,6 +185,9 @@ class Validation:
     quality      a metric of both models on data
     notes        on the data
     targets      both models on every target that was named
+    before, after
+                 what both models cost; none of a broken candidate
+    parts        units of every group, as far as the plan or the names of weights tell
     """
 
     problems: tuple[str, ...]
@@ -167,6 +200,9 @@ class Validation:
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
     targets: tuple[OnTarget, ...] = ()
+    before: Cost | None = None
+    after: Cost | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -187,6 +223,9 @@ class Validation:
             "drift": [asdict(d) for d in self.drift],
             "latency": self.latency.as_dict() if self.latency else None,
             "targets": [one.as_dict() for one in self.targets],
+            "before": None if self.before is None else self.before.as_dict(),
+            "after": None if self.after is None else self.after.as_dict(),
+            "parts": [asdict(part) for part in self.parts],
         }
 
     def print(self, console: Console) -> None:
@@ -212,6 +251,8 @@ class Validation:
         if self.latency:
             judged = timing.verdict(self.latency)
             console.print(f"latency (onnxruntime CPU, 1 thread): {judged.text}", soft_wrap=True)
+        if self.targets:
+            console.print(comparison.table(self.targets))
         for one in self.targets:
             console.print(f"{one}", soft_wrap=True)
 
@@ -316,7 +357,22 @@ def validate(
     latency = timing.compare_models(target("cpu"), (before.proto, after.proto), feeds[0])
     notes = () if opened is None else opened.notes
     found = _on_targets(graph, after, targets, threads)
-    return Validation((), proof, drift, latency, mending, described, agreement, quality, notes, found)
+    blocks = Blocks(graph)
+    return Validation(
+        (),
+        proof,
+        drift,
+        latency,
+        mending,
+        described,
+        agreement,
+        quality,
+        notes,
+        found,
+        CostModel(graph)(),
+        CostModel(DependencyGraph(after))(),
+        outcome.found_parts(blocks, after) if plan is None else outcome.parts(blocks, plan),
+    )
 
 
 def bench(
@@ -334,6 +390,39 @@ def bench(
         for candidate in candidates
         for one in _on_targets(graph, pipeline.open_model(candidate), targets, threads)
     ]
+
+
+def quantize(
+    model: Source,
+    data: Spec,
+    target: str = "cpu",
+    *,
+    samples: int = pipeline.SAMPLES,
+    preprocess: Preprocess | str | None = None,
+    exclude: Sequence[str] = (),
+    judge: Spec | None = None,
+    metric: str | None = None,
+    original: Source | None = None,
+    seed: int = 0,
+) -> Quantised:
+    """A model in integers (QDQ format), with ranges from data, as a target takes it (`quantisation.SCHEMES`).
+
+    exclude are patterns on names of nodes and weights that stay in float. The metric is measured on judge (default:
+    data) where either is named, of this model, of the result, and of the `original` that it was pruned from. Raises
+    `UserError`, `NothingToPrune` where nothing can be quantised, or `InternalError`.
+    """
+    return quantisation.quantise(
+        model,
+        data,
+        target,
+        samples=samples,
+        preprocess=_parsed(preprocess),
+        seed=seed,
+        exclude=tuple(exclude),
+        judge=judge,
+        metric=metric,
+        original=original,
+    )
 
 
 def build(
@@ -368,7 +457,9 @@ def _on_targets(
     if not names:
         return ()
     feeds = comparison.inputs(graph)
-    return tuple(comparison.on_targets(names, graph.model.proto, after.proto, feeds, threads=threads))
+    return tuple(
+        comparison.on_targets(names, graph.model.proto, after.proto, feeds, threads=threads, started=True)
+    )
 
 
 def _proven(graph: DependencyGraph, plan: Plan, candidate: Model) -> tuple[Equivalence, Mending | None]:

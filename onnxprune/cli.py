@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from onnxprune import __version__, api, criteria, html, pipeline, runtime, survey, targets
+from onnxprune import __version__, api, criteria, html, pipeline, quantisation, runtime, survey, targets
 from onnxprune.allocation import STRATEGIES, Alignment
 from onnxprune.blocks import Blocks
 from onnxprune.data import Preprocess
@@ -32,6 +32,7 @@ from onnxprune.passes import REPAIRS, Options
 from onnxprune.passes.layers import CRITERIA as LAYER_CRITERIA
 from onnxprune.pipeline import Inputs, Result
 from onnxprune.plan import Plan
+from onnxprune.quantisation import Quantised
 from onnxprune.report import PlainConsole
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -159,12 +160,16 @@ def _located(data: str | None) -> str | None:
     return data
 
 
+_page = click.option("--html", "page", type=FILE, help="Also write a page of it that opens in any browser.")
+
+
 @main.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.pruned.onnx).")
 @_choices
 @click.option("--plan-out", type=FILE, help="Also write the plan.")
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+@_page
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option(
     "--max-drop",
@@ -202,6 +207,7 @@ def shrink(
     output: Path | None,
     plan_out: Path | None,
     json_out: Path | None,
+    page: Path | None,
     dry_run: bool,
     **given: Any,
 ) -> None:
@@ -215,10 +221,10 @@ def shrink(
         click.echo(found.to_json(), nl=False)
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _protect((model,), (target, plan_out, json_out), binary=True)
+    _protect((model,), (target, plan_out, json_out, page), binary=True)
     with _Progress() as progress:
         result = pipeline.prune(model, options, progress, inputs)
-    _write(result, target, plan_out, json_out)
+    _write(result, target, plan_out, json_out, page)
 
 
 @main.command()
@@ -250,6 +256,7 @@ def plan(model: Path, output: Path, **given: Any) -> None:
     help="Repair as the plan says, or make the cut alone.",
 )
 @click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+@_page
 def apply(
     model: Path,
     plan: Path,
@@ -258,9 +265,10 @@ def apply(
     preprocess: str | None,
     repair: str,
     json_out: Path | None,
+    page: Path | None,
 ) -> None:
     """Replay PLAN on the MODEL it was made for."""
-    _protect((model, plan), (output, json_out), binary=True)
+    _protect((model, plan), (output, json_out, page), binary=True)
     edits = Plan.load(plan)
     with _Progress() as progress:
         result = pipeline.apply_plan(
@@ -270,7 +278,7 @@ def apply(
             Inputs(_located(data), preprocess=_preprocess(preprocess)),
             cut_only=repair == "none",
         )
-    _write(result, output, None, json_out)
+    _write(result, output, None, json_out, page)
 
 
 @main.command()
@@ -298,6 +306,69 @@ def fold(model: Path, output: Path) -> None:
     folded = pipeline.fold(pipeline.open_model(model))
     folded.save(output)
     _console().print(f"{output}: {folded.nodes} nodes folded away", soft_wrap=True)
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.option("--data", metavar="DATA", required=True, help="Inputs that give the ranges, as for shrink.")
+@click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.quantised.onnx).")
+@click.option(
+    "--target",
+    "where",
+    default="cpu",
+    show_default=True,
+    metavar="TARGET",
+    help=f"Where it is to run: {', '.join(quantisation.SCHEMES)}.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=pipeline.SAMPLES,
+    show_default=True,
+    metavar="N",
+    help="How many inputs.",
+)
+@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave a node or weight of this name in float (repeatable).",
+)
+@click.option("--eval", "judge", metavar="DATA", help="Data to measure the metric on (default: --data).")
+@click.option("--metric", metavar="NAME", help="As for shrink (default: what fits the data).")
+@click.option("--original", type=FILE, help="The model before pruning, for a column of its own.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the samples drawn."
+)
+@click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+def quantize(
+    model: Path,
+    data: str,
+    output: Path | None,
+    where: str,
+    preprocess: str | None,
+    judge: str | None,
+    original: Path | None,
+    json_out: Path | None,
+    **given: Any,
+) -> None:
+    """Hand MODEL to onnxruntime's quantiser: int8 in QDQ format, as TARGET takes it."""
+    place = output or model.with_name(f"{model.stem}.quantised.onnx")
+    inputs = (model, original) if original is not None else (model,)
+    _protect(inputs, (place, json_out), binary=True)
+    with _Progress() as progress:
+        result = quantisation.quantise(
+            model,
+            _located(data) or "",
+            where,
+            preprocess=_preprocess(preprocess),
+            judge=_located(judge),
+            original=original,
+            progress=progress,
+            **given,
+        )
+    _write_made(result, place, json_out)
 
 
 _threads = click.option(
@@ -335,7 +406,7 @@ _threads = click.option(
     help="Also compare there (repeatable; all: every one that is here).",
 )
 @_threads
-@click.option("--html", "page", type=FILE, help="Also write a page of it that opens anywhere.")
+@_page
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def validate(
@@ -565,30 +636,57 @@ def _allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _write(result: Result, target: Path, plan_out: Path | None, json_out: Path | None) -> None:
+def _write(
+    result: Result, target: Path, plan_out: Path | None, json_out: Path | None, page: Path | None
+) -> None:
     """Everything or nothing: the files take their places together, at the end."""
     data = {path.resolve() for path in result.data_files(target)}
-    for path in filter(None, (plan_out, json_out)):
+    for path in filter(None, (plan_out, json_out, page)):
         if any(same_file(path, source) for source in result.sources):
             raise UserError(f"{path}: this would overwrite the input; choose another path")
         if path.resolve() in data:
             raise UserError(f"{path}: two outputs have the same path; give each its own")
     with contextlib.ExitStack() as stack:
-        plan_file, report_file = (
+        plan_file, report_file, page_file = (
             stack.enter_context(atomic(path)) if path is not None and path != STDOUT else None
-            for path in (plan_out, json_out)
+            for path in (plan_out, json_out, page)
         )
         if plan_file is not None:
             plan_file.write_text(result.plan.to_json(), encoding="utf-8")
         written = result.save(target)
-        report = _json({**result.report.as_dict(), "output": str(target), "file_bytes": written})
+        facts = {**result.report.as_dict(), "output": str(target), "file_bytes": written}
+        report, shown = _json(facts), html.page(facts)
         if report_file is not None:
             report_file.write_text(report + "\n", encoding="utf-8")
+        if page_file is not None:
+            page_file.write_text(shown, encoding="utf-8")
     if plan_out == STDOUT:
         click.echo(result.plan.to_json(), nl=False)
     if json_out == STDOUT:
         click.echo(report)
-    if STDOUT not in (plan_out, json_out):
+    if page == STDOUT:
+        click.echo(shown, nl=False)
+    if STDOUT not in (plan_out, json_out, page):
+        result.report.print(_console())
+        _console().print(f"wrote {target} ({written:,} bytes)", soft_wrap=True)
+
+
+def _write_made(result: Quantised, target: Path, json_out: Path | None) -> None:
+    """The model and its report: both or neither."""
+    beside = {path.resolve() for path in result.data_files(target)}
+    if json_out is not None and any(same_file(json_out, source) for source in result.sources):
+        raise UserError(f"{json_out}: this would overwrite the input; choose another path")
+    if json_out is not None and json_out.resolve() in beside:
+        raise UserError(f"{json_out}: two outputs have the same path; give each its own")
+    with contextlib.ExitStack() as stack:
+        file = None if json_out in (None, STDOUT) else stack.enter_context(atomic(json_out))
+        written = result.save(target)
+        report = _json({**result.report.as_dict(), "output": str(target), "file_bytes": written})
+        if file is not None:
+            file.write_text(report + "\n", encoding="utf-8")
+    if json_out == STDOUT:
+        click.echo(report)
+    else:
         result.report.print(_console())
         _console().print(f"wrote {target} ({written:,} bytes)", soft_wrap=True)
 

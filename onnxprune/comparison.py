@@ -1,5 +1,5 @@
 """The original and a candidate side by side on a target: whether both load there, whether their nodes really run
-there, whether the outputs are those of the CPU, and how long they take."""
+there, whether the outputs are those of the CPU, how long they take and what they weigh."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from rich.table import Table
 
 from onnxprune import flow, timing
 from onnxprune.data import synthetic
@@ -40,6 +41,7 @@ class OnTarget:
     noise     how far the CPU is from itself with other optimisations, of the candidate
     agrees    whether errors are within the target's tolerance, or a few times the original's or the noise
     timing    of both, where times mean anything
+    size      bytes of both: of the files that it loads, or of the engines that it builds
     """
 
     target: str
@@ -54,6 +56,15 @@ class OnTarget:
     noise: float = 0.0
     agrees: bool | None = None
     timing: timing.Timing | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def memory(self) -> tuple[int, int] | None:
+        """The most bytes that both held, with what they started, in a process of their own; none where that was not
+        measured."""
+        starts = [one.start for one in self.timing.engines] if self.timing else []
+        peaks = [start.peak for start in starts if start is not None and start.peak is not None]
+        return (peaks[0], peaks[-1]) if len(peaks) > 1 else None
 
     @property
     def slower(self) -> bool:
@@ -76,6 +87,16 @@ class OnTarget:
         return f"{self.target}: {agreed}{times}"
 
     @property
+    def outcome(self) -> str:
+        """What became of the candidate's outputs, in a few words."""
+        if self.failed:
+            return "refused" if self.failed.startswith("candidate") else "no result"
+        if self.agrees is None:
+            return "builds"
+        worst = max(self.errors.values(), default=0.0)
+        return f"{'agree' if self.agrees else 'WRONG'}, {worst:.1e} of scale"
+
+    @property
     def broken(self) -> bool:
         """Whether the target is here and the candidate is wrong, or refused, where the original is not."""
         return self.agrees is False or (bool(self.failed) and self.failed.startswith("candidate"))
@@ -94,7 +115,39 @@ class OnTarget:
             "noise": self.noise,
             "agrees": self.agrees,
             "timing": None if self.timing is None else self.timing.as_dict(),
+            "size": _pair(self.size),
+            "memory": _pair(self.memory),
         }
+
+
+def _pair(values: tuple[int, int] | None) -> dict[str, int] | None:
+    return None if values is None else dict(zip(("before", "after"), values, strict=True))
+
+
+def table(found: Sequence[OnTarget]) -> Table:
+    """One row for each target: outputs, time, memory and size, before and after."""
+    made = Table()
+    made.add_column("target")
+    made.add_column("outputs")
+    for name in ("ms", "ratio (rounds)", "memory, MiB", "file, MB"):
+        made.add_column(name, justify="right")
+    for one in found:
+        made.add_row(
+            one.target, one.outcome, *_times(one.timing), _change(one.memory, 2**20), _change(one.size, 10**6)
+        )
+    return made
+
+
+def _times(found: timing.Timing | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    low, high = found.range
+    before, after = found.engines[0].milliseconds, found.candidate.milliseconds
+    return f"{before:.4g} -> {after:.4g}", f"{found.ratio:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _change(values: tuple[int, int] | None, unit: int) -> str:
+    return "-" if values is None else f"{values[0] / unit:.4g} -> {values[1] / unit:.4g}"
 
 
 def chosen(names: Sequence[str]) -> list[Target]:
@@ -116,6 +169,7 @@ def on_targets(
     feeds: Sequence[Feeds],
     *,
     threads: int = 1,
+    started: bool = False,
 ) -> list[OnTarget]:
     """Two models, as they are in memory, on every target named (`all`: that is here)."""
     found = []
@@ -126,7 +180,7 @@ def on_targets(
             large = {t.name: "" for t in nested.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
             save(nested, path, large if nested.ByteSize() > INSIDE else {})
         for where in chosen(names):
-            found.append(compare(where, paths[0], paths[1], feeds, threads=threads))
+            found.append(compare(where, paths[0], paths[1], feeds, threads=threads, started=started))
     return found
 
 
@@ -137,11 +191,12 @@ def compare(
     feeds: Sequence[Feeds],
     *,
     threads: int = 1,
-    timed: bool = True,
+    started: bool = False,
 ) -> OnTarget:
     """Both models on one target.
 
-    feeds  two or more different inputs that the original accepts
+    feeds    two or more different inputs that the original accepts
+    started  whether to measure loading and memory, too, in a new process for each model
     """
     state = where.state()
     stated = OnTarget(f"{where}", where.title, state)
@@ -167,6 +222,14 @@ def compare(
                 return _with(stated, objections=objections, failed=f"{role} fails: {error}")
         worst, usual = (max(found.values(), default=0.0) for found in reversed(errors))
         noise = _noise(candidate, feeds)
+        measured = None
+        if where.timed:
+            starts = (
+                [timing.startup(where, path, feeds[0], threads) for path in (original, candidate)]
+                if started
+                else []
+            )
+            measured = timing.compare(engines, feeds[0], starts=starts)
         return _with(
             stated,
             objections=objections,
@@ -175,19 +238,26 @@ def compare(
             original=errors[0],
             noise=noise,
             agrees=worst <= max(where.tolerance, TIMES * usual, TIMES * noise),
-            timing=timing.compare(engines, feeds[0]) if timed and where.timed else None,
+            timing=measured,
+            size=(_bytes(original), _bytes(candidate)),
         )
+
+
+def _bytes(path: Path) -> int:
+    """Of a model's file, and of those that its weights lie in."""
+    return sum(file.stat().st_size for file in load(path).files)
 
 
 def _built(
     stated: OnTarget, where: Target, original: Path, candidate: Path, objections: tuple[str, ...]
 ) -> OnTarget:
+    built = []
     for role, path in (("original", original), ("candidate", candidate)):
         try:
-            built = where.build(path)
+            built.append(where.build(path))
         except TargetError as error:
             return _with(stated, objections=objections, failed=f"{role} refused: {error}")
-    return _with(stated, objections=objections, built=built)
+    return _with(stated, objections=objections, built=built[1], size=(built[0]["bytes"], built[1]["bytes"]))
 
 
 def _with(stated: OnTarget, **found: Any) -> OnTarget:

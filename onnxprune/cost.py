@@ -41,6 +41,10 @@ class Cost:
     channels: int
     time: int = 0
 
+    def as_dict(self) -> dict[str, int]:
+        """What does not depend on prices."""
+        return {name: getattr(self, name) for name in ("channels", "params", "macs", "bytes")}
+
     def ratio(self, other: Cost) -> dict[str, float]:
         """This cost as shares of another."""
         return {

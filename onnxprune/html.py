@@ -206,12 +206,12 @@ def _targets(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The targets; of a report that has none the one whose time it gives."""
     targets = [entry for entry in _list(report.get("targets")) if isinstance(entry, Mapping)]
     if not targets and report.get("latency"):
-        return [{"name": "cpu", "title": "onnxruntime, CPU", "timing": report["latency"]}]
+        return [{"target": "cpu", "title": "onnxruntime, CPU", "timing": report["latency"]}]
     return targets
 
 
 def _title(target: Mapping[str, Any]) -> str:
-    return _shortened(f"{target.get('title') or target.get('name') or 'target'}")
+    return _shortened(f"{target.get('title') or target.get('target') or 'target'}")
 
 
 def _headline(report: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> Html:
@@ -317,15 +317,13 @@ def _equivalence(report: Mapping[str, Any]) -> Equivalence | None:
 
 def _verdict(target: Mapping[str, Any]) -> str:
     """What a target's entry comes to, in words."""
-    if target.get("verdict"):
-        return _shortened(f"{target['verdict']}", 1000)
-    timing = _mapping(target.get("timing"))
-    low, high = _range(timing)
-    if low is None or high is None:
-        return ""
-    if timing.get("contended") or low <= 1 <= high:
-        return "cannot tell"
-    return "faster" if high < 1 else "not faster"
+    if target.get("failed"):
+        return _shortened(f"{target['failed']}", 1000)
+    if target.get("agrees") is False:
+        return "outputs are WRONG"
+    if target.get("built"):
+        return "builds"
+    return _shortened(f"{_mapping(target.get('timing')).get('verdict') or ''}", 100)
 
 
 def _costs(report: Mapping[str, Any]) -> Html | None:
@@ -440,7 +438,8 @@ def _network(report: Mapping[str, Any]) -> Html | None:
     for part in map(_mapping, _list(report.get("parts"))):
         before, after = _number(part.get("before")), _number(part.get("after"))
         if before and after is not None:
-            parts.append((part.get("name", ""), part.get("role", ""), before, after, after / before))
+            name = part.get("label") or part.get("name", "")
+            parts.append((name, part.get("role", ""), before, after, after / before))
     words = []
     if isinstance(report.get("groups"), int) and isinstance(report.get("groups_cut"), int):
         words.append(_tag("p", f"{report['groups_cut']:,} of {counted(report['groups'], 'group')} cut."))
@@ -489,15 +488,17 @@ def _kept(before: float, after: float) -> str:
 
 
 def _errors(report: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> Html | None:
-    """How far outputs are from the original's, and what repair came to."""
+    """How far outputs are from the original's, and on targets from the CPU's, and what repair came to."""
     drift = [
-        (f"{entry.get('output')}", entry.get("error"), "onnxruntime, CPU")
+        (f"{entry.get('output')}", entry.get("error"), "against the original")
         for entry in map(_mapping, _list(report.get("drift")))
     ]
     errors = list(drift)
     for target in targets:
-        outputs = _mapping(_mapping(target.get("error")).get("outputs"))
-        errors += [(f"{output}", error, _title(target)) for output, error in outputs.items()]
+        outputs = _mapping(target.get("errors"))
+        errors += [
+            (f"{output}", error, f"{_title(target)}, against the CPU") for output, error in outputs.items()
+        ]
     figure = _error_plot(errors) if errors else None
     agreements = [
         (
@@ -533,7 +534,7 @@ def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
         share = 1.0 if size is None else 0.0 if size <= FAINT else (math.log10(size) - low) / (top - low)
         shapes += [
             _label(f"{_clipped(output, 24)}: {_shown(error, '{:.1e}')}", 0, y + 14),
-            _label(_clipped(where, 20), 1, y + 14, "end"),
+            _label(_clipped(where, 28), 1, y + 14, "end"),
             _tag("rect", class_="track", y=f"{y + 20:g}", width="100%", height=10, rx=2),
             _tag(
                 "rect",
@@ -550,11 +551,10 @@ def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
     rows = [(_name(output), _shown(error, "{:.2e}"), where) for output, error, where in errors]
     table = _table("Errors", ("output", "largest difference, of the scale", "where"), rows)
     label = (
-        f"Largest difference of {counted(len(errors), 'output')} from the original's, as a share of the output's "
-        f"scale, on a logarithmic axis; worst {worst:.1e}"
+        f"Largest difference of {counted(len(errors), 'output')}, as a share of the output's scale, on a "
+        f"logarithmic axis; worst {worst:.1e}"
         if sizes and len(sizes) == len(errors)
-        else f"Largest difference of {counted(len(errors), 'output')} from the original's, on a logarithmic axis; "
-        "some cannot be compared"
+        else f"Largest difference of {counted(len(errors), 'output')}, on a logarithmic axis; some cannot be compared"
     )
     return _figure(label, int(y) + 18, shapes, table)
 
@@ -675,24 +675,27 @@ def _machines(targets: Sequence[Mapping[str, Any]]) -> Html | None:
     """All that is known of each target."""
     cards = []
     for target in targets:
-        timing, error = _mapping(target.get("timing")), _mapping(target.get("error"))
-        sound = target.get("sound")
+        timing, state = _mapping(target.get("timing")), _mapping(target.get("state"))
+        agrees = target.get("agrees")
         facts: list[tuple[str, object]] = [
+            ("target", target.get("target")),
             ("verdict", _verdict(target)),
-            ("here", target.get("state")),
-            ("version", target.get("version")),
-            ("device", target.get("device")),
-            ("sound", {True: "yes", False: "NO"}.get(sound, sound) if isinstance(sound, bool) else sound),
-            ("largest error", _shown(error.get("largest"), "{:.2e}") if "largest" in error else None),
-            ("agreement", target.get("agreement")),
+            ("here", state.get("reach")),
+            ("version", state.get("version")),
+            ("device", state.get("device")),
+            ("needs", state.get("missing")),
+            ("outputs agree", {True: "yes", False: "NO"}[agrees] if isinstance(agrees, bool) else None),
+            ("largest error", _worst(target.get("errors"))),
+            ("the original's", _worst(target.get("original_errors"))),
             ("CPU time of wall time", _shares(timing.get("cpu"))),
             ("memory", _sizes(target.get("memory"))),
-            ("size", _sizes(target.get("size"))),
+            ("file", _sizes(target.get("size"))),
             ("nodes", target.get("nodes")),
+            ("built", target.get("built")),
             ("settings", timing.get("settings")),
         ]
         rows = [_fact(key, value) for key, value in facts if value not in (None, "", [], {})]
-        notes = [_tag("li", _shortened(f"{note}", 1000)) for note in _list(target.get("notes"))]
+        notes = [_tag("li", _shortened(f"{note}", 1000)) for note in _list(target.get("objections"))]
         cards.append(
             _tag(
                 "article",
@@ -705,18 +708,21 @@ def _machines(targets: Sequence[Mapping[str, Any]]) -> Html | None:
     return _section("Targets", *cards)
 
 
+def _worst(errors: object) -> str | None:
+    """The largest error of any output."""
+    sizes = [error for error in _mapping(errors).values() if isinstance(error, int | float)]
+    return f"{max(sizes):.1e} of scale" if sizes else None
+
+
 def _shares(value: object) -> object:
-    """A share, or one for either model."""
-    if isinstance(value, Mapping):
-        return _change(value, "{:.0%}")
-    return _shown(value, "{:.0%}") if _number(value) is not None else None
+    """A share for either model."""
+    return _change(value, "{:.0%}")
 
 
 def _sizes(value: object) -> object:
-    """Bytes, or those of both models."""
-    if isinstance(value, Mapping):
-        return f"{_size(value.get('before'))} → {_size(value.get('after'))}"
-    return _size(value) if _number(value) is not None else value
+    """Bytes of both models."""
+    given = _mapping(value)
+    return f"{_size(given.get('before'))} → {_size(given.get('after'))}" if given else None
 
 
 def _notes(report: Mapping[str, Any]) -> Html | None:

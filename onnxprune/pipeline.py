@@ -5,26 +5,26 @@ from __future__ import annotations
 import functools
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from onnxprune import (
-    __version__,
     allocation,
     comparison,
     criteria,
     flow,
+    graphsurgeon,
     latency,
     metrics,
+    outcome,
     passes,
     surgery,
     timing,
@@ -33,23 +33,23 @@ from onnxprune.axes import Keep
 from onnxprune.blocks import Block, Blocks
 from onnxprune.calibration import Calibration
 from onnxprune.comparison import OnTarget
-from onnxprune.cost import Cost, CostModel, Counts
+from onnxprune.cost import CostModel, Counts
 from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NotFaster, NothingToPrune, UserError
-from onnxprune.model import FLOATS, Layout, Model, expected_bytes, load, materialised, places, save
+from onnxprune.model import FLOATS, Layout, Model, load, materialised, places, save
 from onnxprune.passes import Options, iterative, units
 from onnxprune.passes import fold as folding
-from onnxprune.passes.options import COSTS
 from onnxprune.plan import Keep as KeepUnits
 from onnxprune.plan import Plan, SetWeight
 from onnxprune.repair import Repairs, repair
-from onnxprune.report import Change, Mended, Quality, Report
-from onnxprune.runtime import OutOfMemory, RunError, crash
+from onnxprune.report import Candidates, Mended, Quality, Report
+from onnxprune.runtime import OutOfMemory, RunError
 from onnxprune.targets import target
 from onnxprune.validation import equivalence
 
-Source = str | os.PathLike[str] | onnx.ModelProto
+Source = str | os.PathLike[str] | onnx.ModelProto | graphsurgeon.Graph
+"""The path of a model, the model, or an `onnx_graphsurgeon.Graph`."""
 Progress = Callable[[str, float | None], None]
 """Called with the stage at work, and the share of it that is done, where that is known."""
 
@@ -83,6 +83,13 @@ class Made:
         """The model with all its weights in memory."""
         return materialised(self.proto)
 
+    def graph(self) -> Any:
+        """A new `onnx_graphsurgeon.Graph` of the model, which holds less than the model does (`onnxprune.graphsurgeon`).
+
+        Raises `UserError` where onnx-graphsurgeon is not installed, and for models with overloads of functions.
+        """
+        return graphsurgeon.imported(self.model)
+
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the model (whole or not at all, never over its original); returns the bytes written."""
         return save(self.proto, path, self.external, self.sources)
@@ -101,9 +108,11 @@ class Result(Made):
 
 
 def open_model(source: Source) -> Model:
-    """A checked model from a path or a ModelProto."""
-    if not isinstance(source, onnx.ModelProto):
+    """A checked model. Raises `UserError` for what is none."""
+    if isinstance(source, str | os.PathLike):
         return load(source)
+    if not isinstance(source, onnx.ModelProto):
+        source = graphsurgeon.exported(source)
     try:
         flow.refuse_private(source)
     except flow.Invalid as error:
@@ -162,6 +171,7 @@ class _Session:
         self.inputs = inputs
         self.clock = clock
         self.notes: list[str] = []
+        self.candidates: Candidates | None = None  # of a search
         wishes = (inputs.judge, inputs.metric, options.max_drop)
         self.judged = any(wish is not None for wish in wishes)  # whether the result is to be measured
         with clock("analyse"):
@@ -276,7 +286,7 @@ def make_plan(
     session = _Session(model, options, inputs, _Clock(progress or _quiet))
     plan = session.plan()
     if plan.removes_nothing:
-        raise NothingToPrune(_nothing(session.blocks, session.options))
+        raise NothingToPrune(outcome.nothing(session.blocks, session.options))
     return plan
 
 
@@ -306,10 +316,10 @@ def prune(
     else:
         plan = session.plan() if ready is None else ready.plan
     if plan.removes_nothing:
-        raise NothingToPrune(_nothing(session.blocks, session.options))
+        raise NothingToPrune(outcome.nothing(session.blocks, session.options))
     gone = session.blocks.gone(surgery.removed_blocks(session.blocks, plan))
     skipped = units.skipped_reasons(units.choose(session.blocks, session.options, gone))
-    return _finish(session, plan, skipped, ready)
+    return _finish(session, plan, skipped, ready, session.planner.units)
 
 
 def apply_plan(
@@ -378,13 +388,14 @@ def _smallest(session: _Session, most: float) -> _Trial:
     the metric. A cut that was tried before is not made again. Raises `NothingToPrune` if there is none."""
     judge, name = session.judge, session.model.name
     if not session.graph.groups and not session.blocks.residual:
-        raise NothingToPrune(_nothing(session.blocks, session.options))
+        raise NothingToPrune(outcome.nothing(session.blocks, session.options))
     if not math.isfinite(judge.before):
         raise UserError(
             f"{name}: --max-drop: {judge.metric} of the original is {judge.before}, from which nothing can be "
             "subtracted; use another --metric"
         )
     best: _Trial | None = None
+    points: list[tuple[float, float]] = []
     refused: UserError | None = None
     tried: dict[object, bool] = {}
     shares = descent()
@@ -393,7 +404,7 @@ def _smallest(session: _Session, most: float) -> _Trial:
         if len(tried) == TRIALS:
             break
         session.clock.share("search", len(tried) / TRIALS)
-        outcome = None
+        held = None
         try:
             plan = session.plan(("macs", share))
         except UserError as error:
@@ -403,11 +414,12 @@ def _smallest(session: _Session, most: float) -> _Trial:
             if cut not in tried:
                 trial = _tried(session, plan)
                 tried[cut] = holds = judge.drop(trial.after) <= most
+                points.append((trial.kept, trial.after))
                 if holds and not plan.removes_nothing and (best is None or trial.kept < best.kept):
                     best = trial
-            outcome = tried[cut]
+            held = tried[cut]
         try:
-            share = shares.send(outcome)
+            share = shares.send(held)
         except StopIteration:
             break
     if not tried and refused is not None:
@@ -417,6 +429,14 @@ def _smallest(session: _Session, most: float) -> _Trial:
             f"{name}: every cut that was tried loses more than {most:g} of {judge.metric} "
             f"(it is {judge.before:.4g}); no file was written"
         )
+    session.candidates = Candidates(
+        "macs",
+        judge.metric,
+        "higher" if judge.higher else "lower",
+        judge.before,
+        judge.before - most if judge.higher else judge.before + most,
+        tuple((*point, point == (best.kept, best.after)) for point in points),
+    )
     return replace(best, plan=replace(best.plan, options={**best.plan.options, "max_drop": most}))
 
 
@@ -426,7 +446,7 @@ def _tried(session: _Session, plan: Plan) -> _Trial:
     with session.clock("evaluate"):
         after = session.judge(pruned if repairs is None else repairs.proto)
     whole = CostModel(session.graph)().macs
-    return _Trial(plan, pruned, repairs, _cost(session.blocks, plan).macs / max(whole, 1), after)
+    return _Trial(plan, pruned, repairs, outcome.cost(session.blocks, plan).macs / max(whole, 1), after)
 
 
 def descent() -> Generator[float, bool | None, None]:
@@ -474,17 +494,18 @@ def _fast(session: _Session, share: float) -> Plan:
         whole = latency.predict(graph, feeds, table)
     trials: list[tuple[Counts, latency.Predicted]] = []
     found: list[tuple[float, Plan]] = []
-    wish = share
-    for number in range(ATTEMPTS):
-        session.clock.share("search", number / ATTEMPTS)
+    wish, refused, least = share, 0.0, 1.0  # what is asked of prices, and its bounds
+    while len(found) < ATTEMPTS and least - refused > OVER:
+        session.clock.share("search", len(found) / ATTEMPTS)
         prices = latency.prices(graph, whole, trials)
         session.planner.units.prices = prices.by_node
         priced = CostModel(graph, prices=prices.by_node)().time
         limit = (wish * (priced + prices.constant) - prices.constant) / priced
         try:
             plan = session.plan(("time", min(limit, 1.0)))
-        except UserError:
-            break
+        except UserError:  # prices are estimates: what they call impossible may yet be reached from above
+            refused, wish = wish, (wish + least) / 2
+            continue
         pruned = session.cut(plan)
         with session.clock("measure"):
             after = latency.predict(DependencyGraph(Model(pruned)), feeds, table)
@@ -497,14 +518,28 @@ def _fast(session: _Session, share: float) -> Plan:
             break
         kept = {var: int(mask.sum()) for var, mask in surgery.keep_masks(graph, plan).items()}
         trials.append((kept, after))
+        least = min(least, wish)
         wish *= min(max(share / ratio, 0.6), 1.4)
+        if wish <= refused:
+            wish = (refused + least) / 2
     table.save()
     if not found or min(ratio for ratio, _ in found) > share + OVER:
-        least = f"; the least found is {min(ratio for ratio, _ in found):.3f}" if found else ""
+        best = f"; the least found is {min(ratio for ratio, _ in found):.3f}" if found else ""
         raise UserError(
-            f"{name}: --latency {share} cannot be reached on {aim}{least} (see `onnxprune inspect` for what is pinned)"
+            f"{name}: --latency {share} cannot be reached on {aim}{best} (see `onnxprune inspect` for what is pinned)"
         )
     ratio, plan = max((one for one in found if one[0] <= share + OVER), key=lambda one: one[0])
+    whole_macs = max(CostModel(graph)().macs, 1)
+    session.candidates = Candidates(
+        "latency",
+        "share of the MACs",
+        "higher",
+        1.0,
+        None,
+        tuple(
+            (time, outcome.cost(session.blocks, one).macs / whole_macs, one is plan) for time, one in found
+        ),
+    )
     return replace(plan, options={**plan.options, "latency": share})
 
 
@@ -558,8 +593,15 @@ def fold(model: Model) -> Folded:
     return Folded(proto, external, model.files, nodes)
 
 
-def _finish(session: _Session, plan: Plan, skipped: dict[str, int], ready: _Trial | None = None) -> Result:
-    """Cut, prove, repair and measure; `ready` is a plan's cut, repaired and measured, that is yet to be proven."""
+def _finish(
+    session: _Session,
+    plan: Plan,
+    skipped: dict[str, int],
+    ready: _Trial | None = None,
+    made_by: units.Units | None = None,
+) -> Result:
+    """Cut, prove, repair and measure; `ready` is a plan's cut, repaired and measured, that is yet to be proven, and
+    `made_by` is none where the plan was read."""
     blocks, graph, model, clock = session.blocks, session.graph, session.model, session.clock
     keep = surgery.keep_masks(graph, plan)
     removed = surgery.removed_blocks(blocks, plan)
@@ -575,62 +617,37 @@ def _finish(session: _Session, plan: Plan, skipped: dict[str, int], ready: _Tria
             after = judge(made) if ready is None else ready.after
             quality = Quality(judge.metric, judge.data.source, judge.before, after, described(judge.data))
     on_targets = _on_targets(session, made)
-    whole, cost = CostModel(graph)(), _cost(blocks, plan)
+    whole, cost = CostModel(graph)(), outcome.cost(blocks, plan)
+    kept = cost.ratio(whole)
+    padding = outcome.padding(blocks, plan, session.options, made_by)
+    notes = (*session.notes, *_seen(session), *outcome.missed(plan, kept), *padding.notes(kept["macs"]))
     report = Report(
         model.name,
         whole,
-        _with_added(cost, pruned, made),
-        _changes(blocks, plan),
+        outcome.with_added(cost, pruned, made),
+        outcome.changes(blocks, plan),
         len(graph.groups),
         len(keep),
         proof,
         skipped,
-        pinned_reasons(graph),
-        (*session.notes, *_seen(session), *_missed(plan, cost.ratio(whole)), *_notes(blocks, plan)),
+        outcome.pinned_reasons(graph),
+        (*notes, *outcome.notes(blocks, plan)),
         clock.seconds,
-        provenance(model, plan),
+        outcome.provenance(model, plan),
         None if repairs is None else Mended(repairs.chosen, repairs.errors, repairs.layers),
         quality,
         None if session.data is None else described(session.data),
         tuple(on_targets),
+        outcome.parts(blocks, plan),
+        padding,
+        session.candidates,
     )
     return Result(made, model.external, model.files, plan, report)
-
-
-def _cost(blocks: Blocks, plan: Plan) -> Cost:
-    """Of what a plan leaves."""
-    graph, keep = blocks.graph, surgery.keep_masks(blocks.graph, plan)
-    gone = blocks.gone(surgery.removed_blocks(blocks, plan))
-    return CostModel(graph, gone)({var: int(mask.sum()) for var, mask in keep.items()})
-
-
-def _with_added(cost: Cost, pruned: onnx.ModelProto, made: onnx.ModelProto) -> Cost:
-    """The cost of a pruned model with the biases that repair has added."""
-    known = {tensor.name for tensor in pruned.graph.initializer}
-    added = [tensor for tensor in made.graph.initializer if tensor.name not in known]
-    return replace(
-        cost,
-        params=cost.params + sum(math.prod(tensor.dims) for tensor in added),
-        bytes=cost.bytes + sum(expected_bytes(tensor) for tensor in added),
-    )
 
 
 def described(data: Data) -> dict[str, object]:
     """Data as a report remembers it."""
     return {"source": data.source, "measured": data.measured, **data.provenance}
-
-
-def _changes(blocks: Blocks, plan: Plan) -> dict[str, Change]:
-    """What goes, by role: units of groups, and residual blocks."""
-    groups = {group.name: group for group in blocks.graph.groups}
-    changes: dict[str, Change] = {}
-    for edit in plan.keeps:
-        role = blocks.role(groups[edit.group])
-        changes[role] = changes.get(role, Change()) + Change(1, edit.size, len(edit.units))
-    if plan.removals:
-        before = len(blocks.residual)
-        changes["layers"] = Change(len(plan.removals), before, before - len(plan.removals))
-    return changes
 
 
 def _prove(
@@ -703,103 +720,6 @@ def _seen(session: _Session) -> list[str]:
         f"{judge.metric} was measured on inputs that scores and repair have seen ({len(data)} of {len(judge.data)}); "
         "give others with --eval"
     ]
-
-
-def _missed(plan: Plan, kept: Mapping[str, float]) -> list[str]:
-    """That a target was overshot by far, as happens where whole blocks of channels go at once."""
-    if "max_drop" in plan.options:
-        return []
-    notes = []
-    for name in COSTS:
-        wish, align = plan.options.get(name), plan.options.get("align")
-        if isinstance(wish, int | float) and kept[name] < wish - MISSED:
-            why = "units are large"
-            if align != 1:
-                why = f"counts are rounded to {align}, a smaller --align comes nearer"
-            notes.append(f"--{name} {wish:g} could not be met exactly: {kept[name]:.3f} is kept ({why})")
-    return notes
-
-
-def _notes(blocks: Blocks, plan: Plan) -> tuple[str, ...]:
-    graph = blocks.graph
-    notes = []
-    if blocks.cached:
-        notes.append(f"attention heads are pinned by a key/value cache: {', '.join(blocks.cached)}")
-    lossy = sum(edit.kind == "lossy" for edit in plan.keeps)
-    if lossy:
-        notes.append(f"{lossy} groups are lossy: statistics are now taken over fewer units")
-    if inlined := graph.model.inlined:
-        named = ", ".join(f"{name} ({count})" for name, count in inlined.items())
-        notes.append(f"calls of local functions, unfolded into the graph: {named}")
-    if graph.opaque:
-        named = ", ".join(f"{name} ({count})" for name, count in sorted(graph.opaque.items()))
-        notes.append(f"operators without a declaration, whose axes are pinned: {named}")
-    return tuple(notes)
-
-
-def pinned_reasons(graph: DependencyGraph) -> dict[str, int]:
-    """How many weight axes are pinned, by reason."""
-    counted: dict[str, int] = {}
-    for axis in graph.pinned:
-        counted[axis.reason.text] = counted.get(axis.reason.text, 0) + 1
-    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
-
-
-def provenance(model: Model, plan: Plan) -> dict[str, object]:
-    """What it takes to repeat a run."""
-    return {
-        "onnxprune": __version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "model_sha256": plan.model,
-        "opset": model.opset(),
-        "options": dict(plan.options),
-    }
-
-
-def _nothing(blocks: Blocks, options: Options) -> str:
-    """One sentence that says why nothing is removed."""
-    graph = blocks.graph
-    name = graph.model.name
-    skipped = units.skipped_reasons(units.choose(blocks, options))
-    if not graph.groups:
-        reasons = [
-            f"{_count(count, 'axis', 'axes')}: {reason}" for reason, count in pinned_reasons(graph).items()
-        ]
-        if (crashing := crash(graph.model.source)) is not None:
-            reasons.insert(0, f"onnxruntime cannot run it, {crashing}")
-        opaque = ", ".join(sorted(graph.opaque))
-        unknown = "it holds no weights"
-        names = (output for node in graph.model.nodes for output in node.outputs if output)
-        if hidden := next((name for name in names if graph.shapes.shapes.get(name) is None), None):
-            unknown = f"the shape of '{hidden}' is unknown"
-        inputs = (value.name for value in graph.model.inputs)
-        if shapeless := next((name for name in inputs if graph.shapes.shapes.get(name) is None), None):
-            unknown = f"the shape of input '{shapeless}' is not stated"
-        why = "; ".join(reasons[:4]) or (f"operators without a declaration: {opaque}" if opaque else unknown)
-        return f"{name}: nothing is prunable ({why}); no file was written"
-    left = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    rest = len(graph.groups) - sum(skipped.values())
-    parts = [part for part in (left, f"{rest} too small to lose a whole block" if rest else "") if part]
-    advice = (
-        "; try a larger ratio or --align 1"
-        if rest and options.alignment != allocation.Alignment.of(1)
-        else ""
-    )
-    found = _count(len(graph.groups), "group", "groups")
-    present = {blocks.role(group) for group in graph.groups}
-    absent = ", ".join(role for role in options.asked if role not in present)
-    why = f"; there are no {absent} that could be cut" if absent else ""
-    if blocks.cached and "heads" in options.asked:
-        why += f"; heads are pinned by a key/value cache, {blocks.cached[0]}"
-    counted = f"{found}: {', '.join(parts)}"
-    return f"{name}: nothing to remove at this setting ({counted}{why}){advice}; no file was written"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 class _Clock:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune import comparison
 from onnxprune.comparison import OnTarget
 from onnxprune.cost import Cost
 from onnxprune.errors import printable
@@ -17,6 +18,7 @@ from onnxprune.repair import Repaired
 from onnxprune.validation.equivalence import Equivalence
 
 COLUMNS = ("channels", "params", "macs", "bytes")
+LOST = 0.01  # of the MACs: less is not worth a note
 TITLES = {"channels": "channels", "params": "parameters", "macs": "MACs", "bytes": "weight bytes"}
 
 
@@ -41,6 +43,73 @@ class Change:
 
     def __add__(self, other: Change) -> Change:
         return Change(self.groups + other.groups, self.before + other.before, self.after + other.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A group of the graph, or a residual block that was removed (1 -> 0): its units before and after.
+
+    name   in plans
+    label  for people (`naming`)
+    """
+
+    name: str
+    label: str
+    role: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What is lost to kernels that compute whole blocks of channels.
+
+    blocks  in words
+    padded  the share of the MACs that is kept where every count is filled up to whole blocks
+    asked   the share that the given ratios keep where counts are not rounded; none where they are not what was given
+    """
+
+    blocks: str
+    padded: float
+    asked: float | None
+
+    def notes(self, kept: float) -> list[str]:
+        """What is worth saying beside the share of the MACs that is really kept."""
+        found = []
+        if self.asked is not None and kept - self.asked > LOST:
+            found.append(
+                f"rounding keeps {kept:.1%} of the MACs where {self.asked:.1%} were asked for; a smaller --align comes "
+                "nearer, in shapes that kernels do not fill"
+            )
+        if self.padded - kept > LOST:
+            found.append(
+                f"kernels that fill blocks of {self.blocks} channels still do {self.padded:.1%} of the work, for {kept:.1%} "
+                "of the MACs"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Models that a search has looked at, by what they cost and what they are worth.
+
+    cost, value  their names; costs are shares of the original's
+    better       whether the `higher` value is the better one, or the `lower`
+    original     the value of the original
+    limit        of the value that was asked for, where there is one
+    points       (cost, value, whether it was chosen)
+    """
+
+    cost: str
+    value: str
+    better: str
+    original: float
+    limit: float | None
+    points: tuple[tuple[float, float, bool], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        keys = ("cost", "value", "chosen")
+        return {**asdict(self), "points": [dict(zip(keys, point, strict=True)) for point in self.points]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +180,9 @@ class Report:
     data            what was scored and repaired with: kind, samples, SHA-256, preprocessing, and whether it was
                     `measured` or made up
     targets         both models on every target that was named
+    parts           every group in the order of the graph, and every removed block
+    padding         what is lost to kernels that compute whole blocks of channels
+    candidates      what a search has looked at, where there was one
     """
 
     model: str
@@ -129,6 +201,9 @@ class Report:
     quality: Quality | None = None
     data: Mapping[str, Any] | None = None
     targets: tuple[OnTarget, ...] = ()
+    parts: tuple[Part, ...] = ()
+    padding: Padding | None = None
+    candidates: Candidates | None = None
 
     @property
     def kept(self) -> dict[str, float]:
@@ -136,13 +211,10 @@ class Report:
         return self.after.ratio(self.before)
 
     def as_dict(self) -> dict[str, Any]:
-        costs = {
-            name: {column: getattr(cost, column) for column in COLUMNS}
-            for name, cost in (("before", self.before), ("after", self.after))
-        }
         return {
             "model": self.model,
-            **costs,
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
             "kept": {name: round(value, 6) for name, value in self.kept.items()},
             "changes": {role: asdict(change) for role, change in self.changes.items()},
             "groups": self.groups,
@@ -154,6 +226,9 @@ class Report:
             "quality": asdict(self.quality) if self.quality else None,
             "data": None if self.data is None else dict(self.data),
             "targets": [one.as_dict() for one in self.targets],
+            "parts": [asdict(part) for part in self.parts],
+            "padding": asdict(self.padding) if self.padding else None,
+            "candidates": self.candidates.as_dict() if self.candidates else None,
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "provenance": dict(self.provenance),
@@ -169,6 +244,8 @@ class Report:
             before, after = getattr(self.before, column), getattr(self.after, column)
             table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
         console.print(table)
+        if self.targets:
+            console.print(comparison.table(self.targets))
         for one in self.targets:
             console.print(f"{one}", soft_wrap=True)
         for role, change in self.changes.items():

@@ -1,4 +1,4 @@
-"""Options of the test run: heavy tests wait for `-m slow`, snapshots are rewritten on request; fixtures of several files."""
+"""Options of the test run: heavy tests wait for `-m slow` or `-m targets`, snapshots are rewritten on request; fixtures of several files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.markexpr:
-        config.option.markexpr = "not slow"
+        config.option.markexpr = "not slow and not targets"
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import accuracy, tasks
-from benchmarks.accuracy import COLUMNS, HIGHEST, NEAR, TARGETS, loss, nearest, wins
-from benchmarks.serving import Peer, PeerError
+from benchmarks.accuracy import COLUMNS, TARGETS, loss, wins
+from benchmarks.serving import HIGHEST, NEAR, Peer, PeerError, nearest
 from models import fetch
 from models.minilm import HEADS, minilm
 from models.safetensors import read_safetensors

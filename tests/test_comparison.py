@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 from models.architectures import ARCHITECTURES
+from models.builder import Graph
 from onnxprune import comparison, latency, shrink
 from onnxprune.errors import NotFaster, UserError
 from onnxprune.latency import Piece, Table
@@ -68,6 +70,8 @@ def on(kind: type[Wrapped], when: str = "") -> Target:
     """The CPU with that engine for models of this name."""
 
     class Wrong(Cpu):
+        timed = False
+
         def load(self, path: Path, threads: int = 1) -> Engine:
             engine = super().load(path, threads)
             return kind(engine) if when in path.name else engine
@@ -108,8 +112,8 @@ def test_what_a_target_does_to_any_model_is_no_fault_of_the_cut(
     paths: tuple[Path, Path], proto: onnx.ModelProto
 ) -> None:
     feeds = comparison.inputs(graph_of(proto))
-    assert comparison.compare(on(Coarse), *paths, feeds, timed=False).agrees
-    wrong = comparison.compare(on(Coarse, "small"), *paths, feeds, timed=False)
+    assert comparison.compare(on(Coarse), *paths, feeds).agrees
+    wrong = comparison.compare(on(Coarse, "small"), *paths, feeds)
     assert wrong.agrees is False
     assert wrong.broken
 
@@ -186,12 +190,11 @@ def test_a_result_that_is_slower_is_refused(proto: onnx.ModelProto) -> None:
     assert result.report.targets[0].slower
 
 
-def test_a_share_of_the_time(proto: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine whose times are known, a slope and an offset for each piece, the share is met."""
+def known_times(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+    """A CPU that is elsewhere, whose pieces take as long as their multiply-accumulates say."""
 
     def known(self: Table, piece: Piece) -> float:
-        graph = graph_of(piece.proto)
-        return 1e-3 + 1e-6 * latency.CostModel(graph).work().popitem()[1]
+        return seconds(latency.CostModel(graph_of(piece.proto)).work().popitem()[1])
 
     class There(Cpu):
         def state(self) -> State:
@@ -199,13 +202,37 @@ def test_a_share_of_the_time(proto: onnx.ModelProto, tmp_path: Path, monkeypatch
 
     monkeypatch.setitem(TARGETS, "cpu", There)
     monkeypatch.setattr(Table, "time", known)
+
+
+def test_a_share_of_the_time(proto: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose times are known, a slope and an offset for each piece, the share is met."""
+    known_times(monkeypatch, lambda macs: 1e-3 + 1e-6 * macs)
     feeds = comparison.inputs(graph_of(proto))[0]
     for share in (0.8, 0.6):
         result = shrink(proto, latency=share, latency_table=tmp_path / "t.json", align=1, **PLAIN)
         assert result.plan.options["latency"] == share
-        table = Table(There(), 1, tmp_path / "t.json")
+        table = Table(target("cpu"), 1, tmp_path / "t.json")
         before = latency.predict(graph_of(proto), feeds, table).total
         after = latency.predict(graph_of(result.proto), feeds, table).total
         assert share - 0.04 <= after / before <= share + 0.01
     with pytest.raises(UserError, match="cannot be reached"):
         shrink(proto, latency=0.001, latency_table=tmp_path / "t.json", **PLAIN)
+
+
+def test_a_share_that_prices_call_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time falls with the square of the work, half the work is a quarter of the time, which no price of a
+    multiply-accumulate tells before a cut was timed."""
+    known_times(monkeypatch, lambda macs: 1e-12 * macs**2)
+    graph = Graph(seed=0)
+    value = graph.input(1, 8, 8, 8)
+    for _ in range(3):
+        value = graph.relu(graph.conv(value, 64))
+    proto = graph.model(value)
+    feeds = comparison.inputs(graph_of(proto))[0]
+    options: dict[str, Any] = {**PLAIN, "align": 1, "min_channels": 44}
+    with pytest.raises(UserError, match="cannot be reached"):
+        shrink(proto, macs=0.45, **options)
+    result = shrink(proto, latency=0.4, latency_table=tmp_path / "t.json", **options)
+    table = Table(target("cpu"), 1, tmp_path / "t.json")
+    times = [latency.predict(graph_of(one), feeds, table).total for one in (proto, result.proto)]
+    assert 0.36 <= times[1] / times[0] <= 0.41

@@ -17,9 +17,9 @@ from onnxprune import passes
 from onnxprune.blocks import Blocks
 from onnxprune.dependency import DependencyGraph
 from onnxprune.model import Model
+from onnxprune.outcome import pinned_reasons
 from onnxprune.passes import Options
 from onnxprune.passes.units import choose
-from onnxprune.pipeline import pinned_reasons
 from onnxprune.plan import format_units
 
 FOLDER = Path(__file__).parent / "snapshots"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.targets.openvino_ort import PROVIDER, OpenVinoOrt, RemoteEngine
+from onnxprune.targets.openvino_ort import PROVIDER, OpenVinoOrt
+from onnxprune.targets.remote import RemoteEngine
 from onnxprune.targets.target import TargetError
 from tests.target_models import SMALL, broken, convolutions, error, truth, written
 
@@ -21,7 +22,7 @@ QUANTUM = 0.02  # one step of int8, of the scale of the outputs: engines round i
 
 def served(path: Path, provider: str = CPU) -> RemoteEngine:
     """This environment's own onnxruntime, through the same process and pipes."""
-    return RemoteEngine(Path(sys.executable), path, provider, {}, 1)
+    return RemoteEngine(path, provider, {}, 1, interpreter=Path(sys.executable))
 
 
 @pytest.mark.parametrize("name", SMALL)

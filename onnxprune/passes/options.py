@@ -161,8 +161,11 @@ class Options:
 
     @property
     def alignment(self) -> Alignment:
-        if self.align is not None:
-            return Alignment.of(self.align)
+        return self.kernels if self.align is None else Alignment.of(self.align)
+
+    @property
+    def kernels(self) -> Alignment:
+        """What fills the kernels of all targets; without targets, of most."""
         wanted = [target(name).alignment() for name in self.targets]
         return functools.reduce(Alignment.joined, wanted) if wanted else Alignment()
 

@@ -227,6 +227,15 @@ class Units:
                 kept |= allocation.counts(pool, self.scores, ratios[role], strategy, rounding)
         return kept
 
+    def unrounded(self) -> dict[Group, int] | None:
+        """Units that would stay if counts were not rounded to blocks, where shares to remove were given; curves of
+        sensitivities know rounded counts only."""
+        if self.options.aimed or self.options.strategy == "sensitivity":
+            return None
+        other = copy.copy(self)
+        other.options = replace(self.options, align=1)
+        return other._counts({role: self.options.share(role) for role in self.pools})
+
     def _rounding(self, group: Group) -> allocation.Rounding:
         option = self.options.option_for(self.roles[group])
         return self._rounding_of(self.roles[group] if option is None else option)

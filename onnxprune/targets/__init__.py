@@ -9,12 +9,41 @@ from dataclasses import asdict
 from typing import Any
 
 from onnxprune.errors import UserError
-from onnxprune.targets import cpu, openvino, openvino_ort, tensorrt, tract
+from onnxprune.targets import (
+    arm64,
+    coreml,
+    cpu,
+    cuda,
+    directml,
+    litert,
+    ncnn,
+    openvino,
+    openvino_ort,
+    qnn,
+    tensorrt,
+    tract,
+    webgpu,
+    xnnpack,
+)
 from onnxprune.targets.target import Engine, Reach, State, Target, TargetError
 
-TARGETS: dict[str, type[Target]] = {
-    module.TARGET.name: module.TARGET for module in (cpu, openvino, openvino_ort, tract, tensorrt)
-}
+_MODULES = (
+    cpu,
+    openvino,
+    openvino_ort,
+    tract,
+    ncnn,
+    litert,
+    tensorrt,
+    qnn,
+    webgpu,
+    cuda,
+    directml,
+    coreml,
+    xnnpack,
+    arm64,
+)
+TARGETS: dict[str, type[Target]] = {module.TARGET.name: module.TARGET for module in _MODULES}
 
 
 def target(text: str) -> Target:
@@ -32,7 +61,7 @@ def described() -> list[dict[str, Any]]:
         for precision in kind.precisions:
             one = kind(precision)
             found.append(
-                {"target": f"{one}", "title": kind.title, "timed": kind.timed}
+                {"target": f"{one}", "title": kind.title, "timed": one.timed}
                 | asdict(one.state())
                 | {"alignment": asdict(one.alignment())}
             )

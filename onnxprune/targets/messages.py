@@ -9,7 +9,8 @@ from onnxprune.errors import printable
 LONGEST = 300  # characters
 _SOURCE = re.compile(
     r"(?:Exception from |Check '.*?' failed at )\S+?:\d+:?"  # OpenVINO
-    r"|(?: In \w+ at )?\[?[\w./-]+\.(?:cpp|rs|h)(?:::\w+)*::?\d+(?::\d+)?\]?:?"  # places in source code
+    r"|\[ONNXRuntimeError\] : \d+ : "
+    r"|(?: In \w+ at )?\[?[\w./-]+\.(?:cpp|cc|rs|h)(?:::\w+)*::?\d+(?::\d+)?\]?:?"  # places in source code
 )
 
 

@@ -1,9 +1,10 @@
 """A program that runs one model on one provider of the onnxruntime of its own environment.
 
-    python -P ort_program.py MODEL PROVIDER OPTIONS(JSON) THREADS
+    python -P ort_program.py MODEL PROVIDER OPTIONS(JSON) THREADS [PLUGIN]
 
-It answers frames on stdin with frames on stdout until stdin ends: eight bytes of length, then an npz file. The
-first frame it sends says how it started. It stands on numpy and onnxruntime alone.
+PLUGIN is the library of a provider that onnxruntime does not bring itself. The program answers frames on stdin with
+frames on stdout until stdin ends: eight bytes of length, then an npz file. The first frame it sends says how it
+started. It stands on numpy and onnxruntime alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,63 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+
+
+def session(
+    ort: Any,
+    path: str,
+    provider: str,
+    options: Mapping[str, str],
+    threads: int,
+    plugin: str = "",
+    entries: Mapping[str, str] | None = None,
+) -> tuple[Any, Counter[str]]:
+    """A session on a provider, and how many nodes each provider took. Raises what onnxruntime raises.
+
+    ort      the module onnxruntime
+    plugin   library that brings the provider, where onnxruntime does not
+    entries  of the session's configuration
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    for key, value in {"session.record_ep_graph_assignment_info": "1", **(entries or {})}.items():
+        settings.add_session_config_entry(key, value)
+    asked = [(provider, dict(options))]
+    if plugin:
+        found = devices(ort, provider, plugin)
+        if not found:
+            raise ValueError(f"{provider} finds no device")
+        settings.add_provider_for_devices(found[:1], dict(options))
+        asked = []
+    opened = ort.InferenceSession(
+        path, settings, providers=asked, enable_fallback=0
+    )  # or it retries on the CPU
+    nodes = Counter[str]()
+    for part in opened.get_provider_graph_assignment_info():
+        nodes[part.ep_name] += len(part.get_nodes())
+    return opened, nodes
+
+
+_registered: set[str] = set()
+
+
+def devices(ort: Any, provider: str, plugin: str) -> list[Any]:
+    """Devices of a provider that a library brings; the library is registered once for every process."""
+    if plugin not in _registered:
+        ort.register_execution_provider_library(provider, plugin)
+        _registered.add(plugin)
+    return [device for device in ort.get_ep_devices() if device.ep_name == provider]
+
+
+def fitted(opened: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Feeds that the model has, floats in the width that it states."""
+    types = {value.name: value.type for value in opened.get_inputs()}
+    return {
+        name: value.astype(np.float32, copy=False) if types[name] == "tensor(float)" else value
+        for name, value in feeds.items()
+        if name in types
+    }
 
 
 def send(stream: BinaryIO, arrays: Mapping[str, Any], **facts: Any) -> None:
@@ -47,37 +105,22 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return {name: stored[f"value{i:06}"] for i, name in enumerate(names)}, facts
 
 
-def main(path: str, provider: str, options: str, threads: str) -> int:
+def main(path: str, provider: str, options: str, threads: str, plugin: str = "") -> int:
     """Serve until stdin ends; 1 where the model is refused."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print does not get between the frames
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         ort = importlib.import_module("onnxruntime")
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
-        settings.intra_op_num_threads = int(threads)
-        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = ort.InferenceSession(
-            path, settings, providers=[(provider, json.loads(options))], enable_fallback=0
-        )
-        nodes = Counter[str]()
-        for part in session.get_provider_graph_assignment_info():
-            nodes[part.ep_name] += len(part.get_nodes())
-        send(answers, {}, version=ort.__version__, nodes=nodes)
+        opened, nodes = session(ort, path, provider, json.loads(options), int(threads), plugin)
+        send(answers, {}, software="onnxruntime", version=ort.__version__, nodes=nodes)
     except Exception as error:
         send(answers, {}, error=str(error))
         return 1
-    types = {value.name: value.type for value in session.get_inputs()}
-    names = [output.name for output in session.get_outputs()]
+    names = [output.name for output in opened.get_outputs()]
     while (frame := receive(sys.stdin.buffer)) is not None:
-        feeds = {
-            name: value.astype(np.float32) if types[name] == "tensor(float)" else value
-            for name, value in frame[0].items()
-            if name in types
-        }
         try:
-            send(answers, dict(zip(names, session.run(names, feeds), strict=True)))
+            send(answers, dict(zip(names, opened.run(names, fitted(opened, frame[0])), strict=True)))
         except Exception as error:
             send(answers, {}, error=str(error))
     return 0

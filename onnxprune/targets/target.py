@@ -66,7 +66,7 @@ class Target(abc.ABC):
     title       in a sentence
     extra       the extra of this package that installs it, or none
     precisions  that it can be asked for; the first is meant where none is named
-    timed       whether times mean anything (not on simulators and emulators)
+    timed       whether times mean anything here (not on simulators and emulators)
     tolerance   how far outputs may be from onnxruntime's on the CPU, of their scale, by precision
     """
 
@@ -74,7 +74,7 @@ class Target(abc.ABC):
     title: ClassVar[str]
     extra: ClassVar[str] = ""
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
-    timed: ClassVar[bool] = True
+    timed: bool = True
 
     def __init__(self, precision: str = "") -> None:
         if precision and precision not in self.precisions:

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import flow
-from onnxprune import model as models
 from onnxprune.allocation import Alignment
-from onnxprune.errors import UserError
-from onnxprune.model import Model
-from onnxprune.runtime import Feeds, RunError, make_feeds
-from onnxprune.shapes import analyse
-from onnxprune.sizes import Sizes, assignments, dynamic_dims
+from onnxprune.runtime import Feeds
 from onnxprune.targets import tract_program
 from onnxprune.targets.cpu import Cpu
+from onnxprune.targets.fixed import fixed, opened
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.target import Engine, State, Target, TargetError
 
@@ -72,12 +66,9 @@ class TractEngine(Engine):
         self._path = path
         try:
             version = importlib.metadata.version("tract")
-            model = models.load(path)
-            feeds = make_feeds(model, _sizes(model), 0, {})
         except importlib.metadata.PackageNotFoundError:
             raise TargetError(f"tract is not installed: {Tract().install()}") from None
-        except (UserError, RunError) as error:
-            raise TargetError(f"{error}") from None
+        model, feeds = opened(path)
         self._outputs = [output.name for output in model.outputs]
         self._types = {
             value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -98,7 +89,7 @@ class TractEngine(Engine):
         key = tuple(feeds[name].shape for name in self._types if name in feeds)
         if key not in self._ready:
             with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-                path = _fixed(self._path, feeds, Path(folder))
+                path = fixed(self._path, feeds, Path(folder))
                 _try(path, feeds, Path(folder))
                 while len(self._ready) >= PREPARED:
                     del self._ready[next(iter(self._ready))]
@@ -113,45 +104,6 @@ class TractEngine(Engine):
             raise
         except Exception as error:  # its class is only known where tract is imported
             raise TargetError(_worded(f"{error}")) from None
-
-
-def _sizes(model: Model) -> Sizes:
-    """Sizes of open dimensions at which the model is likely to run."""
-    keys = dynamic_dims(model)
-    if not keys:
-        return {}
-    try:
-        return analyse(model).sizes
-    except UserError:  # tract may say better what is wrong
-        return next(assignments(keys))
-
-
-def _fixed(path: Path, feeds: Feeds, folder: Path) -> Path:
-    """A copy of the model for inputs of these shapes, that states no other shapes: tract does not take that a name
-    of an open dimension, which a file may repeat at every tensor, stands for the extent that it is told."""
-    proto = onnx.load(str(path), load_external_data=False)
-    for graph in flow.graphs(proto):
-        del graph.value_info[:]
-    for output in proto.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    for value in proto.graph.input:
-        if value.name in feeds:
-            for dim, extent in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=False):
-                dim.dim_value = extent
-    data: dict[str, str] = {}
-    for tensor in models.external_tensors(proto):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data.setdefault(entry.value, f"data{len(data)}")
-    for location, name in data.items():
-        source = (path.parent / location).resolve()
-        try:
-            os.link(source, folder / name)  # tract follows no symbolic link out of the model's folder
-        except OSError:  # across file systems
-            shutil.copyfile(source, folder / name)
-    fixed = folder / "model.onnx"
-    fixed.write_bytes(proto.SerializeToString())
-    return fixed
 
 
 def _try(path: Path, feeds: Feeds, folder: Path) -> None:

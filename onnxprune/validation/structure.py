@@ -1,5 +1,5 @@
-"""Is the file a sound model with the same interface? The checker and shape inference miss most broken
-weights, so the model is also loaded and run."""
+"""Is the file a sound model with the same interface? The checker and shape inference miss most broken weights, so
+the declarations of the operators are held against it, and it is loaded and run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import onnx
 
+from onnxprune.dependency import DependencyGraph
+from onnxprune.errors import UserError
 from onnxprune.model import Model, copy_without_weights
 from onnxprune.runtime import Feeds, Level, RunError, Session
 
@@ -15,6 +17,7 @@ def check(original: Model, candidate: Model, feeds: Sequence[Feeds]) -> list[str
     """What is wrong with the candidate, one line each; empty if nothing is."""
     problems = interface(original, candidate)
     problems += _checker(original, candidate)
+    problems += _axes(candidate)
     levels: tuple[Level, ...] = ("none", "basic", "all")
     for level in levels:
         try:
@@ -46,6 +49,16 @@ def _signature(value: onnx.ValueInfoProto) -> str:
         return f"{value.name}: {element}"
     dims = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in tensor.shape.dim]
     return f"{value.name}: {element}[{', '.join(dims)}]"
+
+
+def _axes(candidate: Model) -> list[str]:
+    """Axes that contradict each other by the operators' declarations, as a Conv whose weights have other input channels
+    than its input: onnx's checker and shape inference do not look at most of them."""
+    try:
+        DependencyGraph(candidate)
+    except UserError as error:
+        return [f"axes: {error}"]
+    return []
 
 
 def _checker(original: Model, candidate: Model) -> list[str]:
