@@ -1072,13 +1072,11 @@ SOME = [
     "split_then_reshape",
     "transformer_of_integers",
 ]
-RARE = {"rnn"}
-"""Sixteen short sequences are too few there."""
 
 
 def check_network(name: str) -> None:
-    """A third removed, repaired on sixteen made-up samples: the same structure, and no (much) larger error."""
-    cut = Cut(NETS[name](), samples=16)
+    """A third removed, repaired on 32 made-up samples: the same structure, and no (much) larger error."""
+    cut = Cut(NETS[name](), samples=32)
     if not cut.plan.edits:
         return
     repaired, _ = cut.repaired()
@@ -1091,8 +1089,6 @@ def check_network(name: str) -> None:
         assert list(after.constants[tensor].dims) == list(stored_.dims)
         assert after.constants[tensor].data_type == stored_.data_type
     onnx.checker.check_model(flow.nest(refitted), full_check=True)
-    if name in RARE:
-        return
     plain = cut.error(cut.pruned, cut.data)
     assert cut.error(repaired, cut.data) <= 1.05 * plain + 1e-6
     assert cut.error(refitted, cut.data) <= 1.05 * plain + 1e-6
