@@ -9,8 +9,26 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from onnxprune.api import apply, calibration_data, fold, inspect, quantize, sensitivities, shrink, validate
-from onnxprune.errors import InternalError, NothingToPrune, OnnxPruneError, UserError
+from onnxprune.api import (
+    apply,
+    bench,
+    build,
+    calibration_data,
+    fold,
+    inspect,
+    quantize,
+    sensitivities,
+    shrink,
+    validate,
+)
+from onnxprune.errors import (
+    InternalError,
+    NotFaster,
+    NothingToPrune,
+    OnnxPruneError,
+    UserError,
+    WrongOnTarget,
+)
 from onnxprune.passes import Options
 from onnxprune.pipeline import Result, make_plan
 from onnxprune.plan import Keep, Plan
@@ -19,6 +37,7 @@ from onnxprune.report import Report
 __all__ = [
     "InternalError",
     "Keep",
+    "NotFaster",
     "NothingToPrune",
     "OnnxPruneError",
     "Options",
@@ -26,8 +45,11 @@ __all__ = [
     "Report",
     "Result",
     "UserError",
+    "WrongOnTarget",
     "__version__",
     "apply",
+    "bench",
+    "build",
     "calibration_data",
     "fold",
     "inspect",

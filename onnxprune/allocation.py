@@ -36,11 +36,14 @@ class Alignment:
     channels  of convolutions
     grouped   of depthwise convolutions, and of others within each group
     products  of matrix products and recurrent layers
+    whole     whether convolutions take other, slower kernels off the blocks: then no group that fills a block is cut
+              to a part of one
     """
 
     channels: int = 16
     grouped: int = 16
     products: int = 16
+    whole: bool = False
 
     @staticmethod
     def of(block: int) -> Alignment:
@@ -55,6 +58,7 @@ class Alignment:
             math.lcm(self.channels, other.channels),
             math.lcm(self.grouped, other.grouped),
             math.lcm(self.products, other.products),
+            self.whole or other.whole,
         )
 
     def block(self, group: Group) -> int:
@@ -69,12 +73,18 @@ class Alignment:
         if not (group.windowed or group.grouped):
             return count
         block = self.block(group)
-        return math.ceil(math.ceil(count * group.stride / block) * block / group.stride)
+        width = _width(group)
+        return math.ceil(math.ceil(count * width / block) * block / width)
 
     def __str__(self) -> str:
         if self.channels == self.grouped == self.products:
             return f"{self.channels}"
         return f"{self.channels} (in groups {self.grouped}, products {self.products})"
+
+
+def _width(group: Group) -> int:
+    """Channels per unit, where blocks are counted: of positions inside the groups of a convolution within each group."""
+    return 1 if group.grouped and group.inner else group.stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +101,21 @@ class Rounding:
     def step(self, group: Group) -> int:
         """Units between two allowed counts: the alignment in channels over the channels per unit.
 
-        Groups smaller than two blocks use half blocks (down to 4 channels), so that they can be cut at all.
+        Groups smaller than two blocks use half blocks (down to 4 channels), so that they can be cut at all; of
+        convolutions that run on whole blocks only those that fill none.
         """
-        block = self.alignment.block(group)
-        while block > GROUPED and group.size * group.stride < 2 * block:
-            block = max(block // 2, GROUPED)
-        return max(block // math.gcd(block, group.stride), 1)
+        block, width = self.alignment.block(group), _width(group)
+        if not self._whole(group):
+            while block > GROUPED and group.size * width < 2 * block:
+                block = max(block // 2, GROUPED)
+        return max(block // math.gcd(block, width), 1)
+
+    def _whole(self, group: Group) -> bool:
+        """Whether parts of a block would cost more than the block that a group fills."""
+        convolved = group.windowed or group.grouped
+        return (
+            self.alignment.whole and convolved and group.size * _width(group) >= self.alignment.block(group)
+        )
 
     def count(self, group: Group, wish: float) -> int:
         """The allowed count nearest to `wish`, at most the group's size and at least the minimum. Half a
@@ -105,7 +124,8 @@ class Rounding:
         if step == 1:
             count = math.ceil(wish - 0.5)
         elif group.size < 2 * step:
-            count = group.size
+            nearer = self._whole(group) and step <= group.size and wish <= (step + group.size) / 2
+            count = step if nearer else group.size
         else:
             count = max(step, step * math.floor(wish / step + 0.5))
         return min(group.size, max(count, self.minimum, 1))

@@ -89,7 +89,7 @@ def shrink(
     where `judge`, `metric` or `max_drop` is given. repair is `auto`, `none`, `mean`, `ridge` or `sequential`; steps
     is in how many steps to prune. targets are where it is to run (`onnxprune.targets`): counts are rounded to what fills
     their kernels, or to multiples of align, and both models are compared there; a result that is no faster is refused with
-    `NotFaster`, unless allow_slower. Raises `NothingToPrune`, `UserError` or `InternalError`.
+    `NotFaster`, unless allow_slower, and one that is wrong there with `WrongOnTarget`. Raises `NothingToPrune`, `UserError` or `InternalError`.
     """
     options = Options(
         channels=channels, heads=heads, head_width=head_width, ffn=ffn, hidden=hidden,

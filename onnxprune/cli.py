@@ -100,7 +100,8 @@ def main() -> None:
     """Prune ONNX models: smaller, proven right.
 
     Exit codes: 0 done, 1 validate found the candidate broken, 2 bad input or usage, 3 internal error
-    (nothing written), 4 nothing to prune (nothing written), 5 not faster on its target (nothing written).
+    (nothing written), 4 nothing to prune (nothing written), 5 not faster on its target, 6 refused or
+    wrong on its target (nothing written).
     """
 
 

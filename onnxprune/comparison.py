@@ -26,6 +26,7 @@ from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, targe
 from onnxprune.validation.difference import difference
 
 INSIDE = 2**30  # bytes of a model whose weights stay in its file
+WRONG = 0.2  # of scale: no precision alone takes outputs so far from the CPU's
 TIMES = 3  # the original's error on a target, and the CPU's own, that a candidate may have
 
 
@@ -36,6 +37,7 @@ class OnTarget:
     failed    why there is no result: the target is not here, or refuses a model; empty where there is one
     built     what the target's compiler made of the candidate, where it builds
     nodes     of the candidate, by who runs them
+    elsewhere which of them ran elsewhere than on the target, in words; empty where none did
     errors    largest difference of the candidate's outputs from the CPU's, as a share of their scale
     original  the same of the original: what the target does to any model
     noise     how far the CPU is from itself with other optimisations, of the candidate
@@ -51,6 +53,7 @@ class OnTarget:
     failed: str = ""
     built: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: str = ""
     errors: Mapping[str, float] = field(default_factory=dict)
     original: Mapping[str, float] = field(default_factory=dict)
     noise: float = 0.0
@@ -83,6 +86,8 @@ class OnTarget:
         worst, usual = (max(one.values(), default=0.0) for one in (self.errors, self.original))
         far = f"{worst:.1e} of scale from the CPU (the original {usual:.1e})"
         agreed = f"outputs {'agree' if self.agrees else 'are WRONG'}, {far}"
+        if self.elsewhere:
+            agreed += f"; {self.elsewhere}"
         times = f"; {timing.verdict(self.timing).text}" if self.timing else "; times mean nothing here"
         return f"{self.target}: {agreed}{times}"
 
@@ -110,6 +115,7 @@ class OnTarget:
             "failed": self.failed,
             "built": dict(self.built),
             "nodes": dict(self.nodes),
+            "elsewhere": self.elsewhere,
             "errors": dict(self.errors),
             "original_errors": dict(self.original),
             "noise": self.noise,
@@ -221,6 +227,9 @@ def compare(
             except (TargetError, RunError) as error:
                 return _with(stated, objections=objections, failed=f"{role} fails: {error}")
         worst, usual = (max(found.values(), default=0.0) for found in reversed(errors))
+        if usual > max(WRONG, TIMES * _noise(original, feeds)):
+            why = f"original is computed wrong there ({usual:.1e} of scale from the CPU): nothing can be said of the candidate"
+            return _with(stated, objections=tuple(where.objections(load(original))), failed=why)
         noise = _noise(candidate, feeds)
         measured = None
         if where.timed:
@@ -234,6 +243,7 @@ def compare(
             stated,
             objections=objections,
             nodes=engines[1].nodes,
+            elsewhere=timing.placement(engines[1], engines[1].place).text if engines[1].place else "",
             errors=errors[1],
             original=errors[0],
             noise=noise,

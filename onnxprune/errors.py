@@ -1,7 +1,7 @@
 """The errors a user meets, and the exit codes of the command line.
 
 0 done · 2 bad input or usage · 3 internal error (a bug: nothing was written) · 4 nothing to prune
-5 not faster on its target (nothing was written)
+5 not faster on its target · 6 refused or wrong on its target (nothing was written)
 """
 
 from __future__ import annotations
@@ -39,3 +39,9 @@ class NotFaster(OnnxPruneError):
     """The result is not faster than the original on its target; the message gives the times."""
 
     exit_code = 5
+
+
+class WrongOnTarget(OnnxPruneError):
+    """A target that takes the original refuses the result, or computes it otherwise than the CPU, where it is proven."""
+
+    exit_code = 6

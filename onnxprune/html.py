@@ -691,6 +691,7 @@ def _machines(targets: Sequence[Mapping[str, Any]]) -> Html | None:
             ("memory", _sizes(target.get("memory"))),
             ("file", _sizes(target.get("size"))),
             ("nodes", target.get("nodes")),
+            ("elsewhere", target.get("elsewhere")),
             ("built", target.get("built")),
             ("settings", timing.get("settings")),
         ]

@@ -36,7 +36,7 @@ from onnxprune.comparison import OnTarget
 from onnxprune.cost import CostModel, Counts
 from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
-from onnxprune.errors import InternalError, NotFaster, NothingToPrune, UserError
+from onnxprune.errors import InternalError, NotFaster, NothingToPrune, UserError, WrongOnTarget
 from onnxprune.model import FLOATS, Layout, Model, load, materialised, places, save
 from onnxprune.passes import Options, iterative, units
 from onnxprune.passes import fold as folding
@@ -544,8 +544,7 @@ def _fast(session: _Session, share: float) -> Plan:
 
 
 def _on_targets(session: _Session, made: onnx.ModelProto) -> list[OnTarget]:
-    """The original and the result on every target that was named. Raises `InternalError` where the result is wrong,
-    and `NotFaster`."""
+    """The original and the result on every target that was named. Raises `WrongOnTarget` and `NotFaster`."""
     names = session.options.targets or (("cpu",) if session.options.latency is not None else ())
     if not names:
         return []
@@ -554,7 +553,10 @@ def _on_targets(session: _Session, made: onnx.ModelProto) -> list[OnTarget]:
         found = comparison.on_targets(names, session.model.proto, made, feeds, threads=THREADS)
     name = session.model.name
     if wrong := next((one for one in found if one.broken), None):
-        raise InternalError(f"{name}: {wrong}; nothing was written, please report it")
+        known = f" (known of it: {wrong.objections[0]})" if wrong.objections else ""
+        raise WrongOnTarget(
+            f"{name}: {wrong}{known}; the cut is proven on the CPU, so that the fault is there; nothing was written"
+        )
     if not session.inputs.allow_slower and (slow := next((one for one in found if one.slower), None)):
         raise NotFaster(f"{name}: {slow}; nothing was written (--allow-slower writes it all the same)")
     return found

@@ -394,15 +394,49 @@ def test_errors_that_are_no_errors(counts: tuple[int, ...], errors: list[float])
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(1, 200), st.integers(1, 32), st.integers(1, 40), st.sampled_from([1, 2, 3, 8]), st.booleans()
-)
+    st.integers(1, 200), st.integers(1, 32), st.integers(1, 40), st.sampled_from([1, 2, 3, 8]), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
 def test_allowed_counts_are_those_that_rounding_gives(
-    size: int, align: int, minimum: int, stride: int, grouped: bool
+    size: int, align: int, minimum: int, stride: int, grouped: bool, whole: bool
 ) -> None:
-    rounding = Rounding(Alignment.of(align), minimum)
-    group = Group("g", Var(size), [], stride=stride, grouped=grouped)
+    rounding = Rounding(Alignment(align, align, align, whole), minimum)
+    group = Group("g", Var(size), [], stride=stride, grouped=grouped, windowed=not grouped)
     wishes = np.arange(0, size + 0.25, 0.25)
     assert rounding.allowed(group) == tuple(sorted({rounding.count(group, w) for w in wishes} | {size}))
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "whole"),
+    [
+        (8, (4, 8), (4, 8)),
+        (12, (4, 8, 12), (4, 8, 12)),
+        (16, (8, 16), (16,)),
+        (24, (8, 16, 24), (16, 24)),
+        (40, (16, 32, 40), (16, 32, 40)),
+    ],
+)
+def test_a_block_that_is_full_is_not_cut_to_a_part(
+    size: int, parts: tuple[int, ...], whole: tuple[int, ...]
+) -> None:
+    """Where parts of a block run on slower kernels. Matrix products have no such kernels."""
+    loose, strict = Rounding(Alignment()), Rounding(Alignment(whole=True))
+    convolved = Group("g", Var(size), [], windowed=True)
+    multiplied = Group("g", Var(size), [])
+    assert loose.allowed(convolved) == loose.allowed(multiplied) == parts
+    assert strict.allowed(convolved) == whole
+    assert strict.allowed(multiplied) == parts
+    assert size > 32 or strict.count(convolved, size * 0.99) == size
+
+
+def test_blocks_are_counted_within_the_groups_of_a_convolution() -> None:
+    """8 groups of 64 positions: a position that goes takes 8 channels along, and leaves 63 in each group."""
+    rounding = Rounding(Alignment(16, 16, 16))
+    inside = Group("g", Var(64), [], stride=8, grouped=True, inner=True)
+    assert rounding.allowed(inside) == (16, 32, 48, 64)
+    assert rounding.alignment.filled(inside, 38) == 48
+    outer = Group("g", Var(64), [], stride=8)
+    assert rounding.allowed(outer) == tuple(range(2, 65, 2))
 
 
 def like() -> tuple[DependencyGraph, dict[Group, str]]:

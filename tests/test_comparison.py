@@ -13,7 +13,7 @@ import pytest
 from models.architectures import ARCHITECTURES
 from models.builder import Graph
 from onnxprune import comparison, latency, shrink
-from onnxprune.errors import NotFaster, UserError
+from onnxprune.errors import NotFaster, UserError, WrongOnTarget
 from onnxprune.latency import Piece, Table
 from onnxprune.model import save
 from onnxprune.runtime import Feeds
@@ -116,6 +116,54 @@ def test_what_a_target_does_to_any_model_is_no_fault_of_the_cut(
     wrong = comparison.compare(on(Coarse, "small"), *paths, feeds)
     assert wrong.agrees is False
     assert wrong.broken
+
+
+def test_a_target_that_computes_the_original_wrong(paths: tuple[Path, Path], proto: onnx.ModelProto) -> None:
+    """It would be a poor standard for the candidate."""
+
+    class Far(Wrapped):
+        def change(self, value: Any) -> Any:
+            return value + 0.5 * np.abs(value).max()
+
+    found = comparison.compare(on(Far), *paths, comparison.inputs(graph_of(proto)))
+    assert found.agrees is None
+    assert not found.broken
+    assert "original is computed wrong there" in found.failed
+    wrong = comparison.compare(on(Far, "small"), *paths, comparison.inputs(graph_of(proto)))
+    assert wrong.agrees is False
+
+
+def test_what_runs_elsewhere_is_said(paths: tuple[Path, Path], proto: onnx.ModelProto) -> None:
+    class Partly(Wrapped):
+        place = "SomeNpuExecutionProvider"
+
+        def __init__(self, engine: Engine) -> None:
+            super().__init__(engine)
+            self.nodes = {"SomeNpuExecutionProvider": 1, "CPUExecutionProvider": 73}
+
+    found = comparison.compare(on(Partly), *paths, comparison.inputs(graph_of(proto)))
+    assert found.agrees
+    assert "1 of 74 nodes ran on SomeNpuExecutionProvider" in f"{found}"
+
+
+def test_a_result_that_is_wrong_on_its_target(
+    proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lossy(Cpu):
+        name = "lossy"
+        timed = False
+
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            engine = super().load(path, threads)
+            return Coarse(engine) if "candidate" in path.name else engine
+
+        def objections(self, model: Any) -> list[str]:
+            return ["it rounds"]
+
+    monkeypatch.setitem(TARGETS, "lossy", Lossy)
+    with pytest.raises(WrongOnTarget, match="known of it: it rounds") as refused:
+        shrink(proto, 0.5, targets=["lossy"], **PLAIN)
+    assert refused.value.exit_code == 6
 
 
 def test_a_target_that_refuses(paths: tuple[Path, Path], proto: onnx.ModelProto, tmp_path: Path) -> None:

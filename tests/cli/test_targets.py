@@ -33,6 +33,7 @@ def test_every_target_says_what_it_can_do_here() -> None:
     for one in found:
         assert one["reach"] in ("runs", "builds", "absent")
         assert bool(one["missing"]) or one["reach"] == "runs"
+        assert one["alignment"].pop("whole") in (True, False)
         assert all(block >= 1 for block in one["alignment"].values())
     table = run("targets").stdout
     assert "cpu" in table
