@@ -405,7 +405,7 @@ def quantize(
     original: Source | None = None,
     seed: int = 0,
 ) -> Quantised:
-    """A model in integers (QDQ format), with ranges from data, as a target takes it (`quantisation.SCHEMES`).
+    """A model in integers (QDQ format), with ranges from data, as a target takes it (`Target.scheme`).
 
     exclude are patterns on names of nodes and weights that stay in float. The metric is measured on judge (default:
     data) where either is named, of this model, of the result, and of the `original` that it was pruned from. Raises

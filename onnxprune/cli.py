@@ -319,7 +319,7 @@ def fold(model: Path, output: Path) -> None:
     default="cpu",
     show_default=True,
     metavar="TARGET",
-    help=f"Where it is to run: {', '.join(quantisation.SCHEMES)}.",
+    help=f"Where it is to run: {', '.join(quantisation.QUANTISED_FOR)}.",
 )
 @click.option(
     "--samples",

@@ -54,7 +54,7 @@ from onnxprune.model import (
 from onnxprune.pipeline import Judge, Made, Progress, Source, described, open_model
 from onnxprune.report import TITLES
 from onnxprune.runtime import EXTERNAL_BYTES, Feeds, Session
-from onnxprune.targets import Target, TargetError, target
+from onnxprune.targets import TARGETS, Scheme, Target, TargetError, target
 from onnxprune.validation import structure
 from onnxprune.validation.difference import difference
 
@@ -74,68 +74,8 @@ COMPANIONS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How a target wants a model quantised. Weights are int8 around 0 always.
-
-    activations  their type
-    wide         the type where statistics (LayerNorm, softmax of long rows) need more than 8 bits; none: the same
-    symmetric    whether zero points are 0
-    biases       whether biases are int32, else they stay float
-    reach        `inputs`: the operands of matrix products and convolutions; `chains`: also what follows convolutions up
-                 to the next one; `whole`: every operator
-    why          where that is known from
-    """
-
-    activations: QuantType
-    wide: QuantType | None
-    symmetric: bool
-    biases: bool
-    reach: str
-    why: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "activations": self.activations.name.removeprefix("Q").lower(),
-            "weights": "int8",
-            "symmetric": self.symmetric,
-            "biases": "int32" if self.biases else "float",
-            "reach": self.reach,
-        }
-
-
-_UNSIGNED = Scheme(
-    QuantType.QUInt8,
-    None,
-    False,
-    True,
-    "chains",
-    "kernels of MLAS take uint8 by int8; matrix products give floats, convolutions need an output border",
-)
-SCHEMES: dict[str, Scheme] = {
-    "cpu": _UNSIGNED,
-    "openvino": _UNSIGNED,
-    "openvino-ort": _UNSIGNED,
-    "tract": _UNSIGNED,
-    "arm64": _UNSIGNED,
-    "tensorrt": Scheme(
-        QuantType.QInt8,
-        None,
-        True,
-        False,
-        "inputs",
-        "TensorRT takes symmetric int8 and float biases, and fuses what follows a layer if no border is between",
-    ),
-    "qnn": Scheme(
-        QuantType.QUInt8,
-        QuantType.QUInt16,
-        False,
-        True,
-        "whole",
-        "the HTP runs nothing else; 8 bits are too few for what a LayerNorm leaves (A16W8)",
-    ),
-}
-"""By name of the target."""
+QUANTISED_FOR = tuple(name for name, kind in TARGETS.items() if kind.scheme is not None)
+_TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16}
 
 
 @dataclass(frozen=True)
@@ -321,15 +261,17 @@ def quantise(
 def _target(text: str) -> tuple[Target, Scheme]:
     """The target, at its precision of 8 bits where it has one, and how it wants models."""
     place = target(text)
-    if place.name not in SCHEMES:
+    scheme = place.scheme
+    if scheme is None:
+        known = ", ".join(QUANTISED_FOR)
         raise UserError(
-            f"--target {text}: nothing is known about quantising for {place.name}; choose one of {', '.join(SCHEMES)}"
+            f"--target {text}: nothing is known about quantising for {place.name}; choose one of {known}"
         )
     if "int8" in place.precisions:
         if ":" in text and place.precision != "int8":
             raise UserError(f"--target {text}: a quantised model is of int8; ask for {place.name}")
         place = target(f"{place.name}:int8")
-    return place, SCHEMES[place.name]
+    return place, scheme
 
 
 def _refuse_quantised(model: Model) -> None:
@@ -615,14 +557,14 @@ def _static(
         try:
             if scheme.reach == "whole":  # QNN's rules for single operators
                 config = get_qnn_qdq_config(
-                    prepared.proto, _Reader(data), activation_type=scheme.activations,
+                    prepared.proto, _Reader(data), activation_type=_TYPES[scheme.activations],
                     weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=ops,
                 )  # fmt: skip
                 options |= config.extra_options
             options["TensorQuantOverrides"] = deep | options.get("TensorQuantOverrides", {})
             quantize_static(
                 copied(prepared.proto), path, _Reader(data), op_types_to_quantize=ops, per_channel=True,
-                activation_type=scheme.activations, weight_type=QuantType.QInt8,
+                activation_type=_TYPES[scheme.activations], weight_type=QuantType.QInt8,
                 nodes_to_quantize=[node.name for node in chosen], use_external_data_format=size > INSIDE,
                 extra_options=options,
             )  # fmt: skip

@@ -21,7 +21,6 @@ from models.transformers import TRANSFORMERS
 from onnxprune import model as models
 from onnxprune.errors import NothingToPrune, UserError
 from onnxprune.model import Array, Model
-from onnxprune.quantisation import SCHEMES
 from onnxprune.targets.tensorrt import TensorRt
 from tests.small import check_refused, floats, net, run, weight, write
 from tests.target_models import convolutions, symmetric
@@ -369,10 +368,3 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     check_refused(run("quantize", path, "--data", tmp_path / "none.npz"), "does not exist")
     assert path.read_bytes() == original.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "m.onnx", "o.onnx"]
-
-
-def test_every_scheme_is_of_a_target() -> None:
-    from onnxprune.targets import TARGETS
-
-    assert set(SCHEMES) <= set(TARGETS)
-    assert all(scheme.why for scheme in SCHEMES.values())

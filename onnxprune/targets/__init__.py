@@ -25,7 +25,7 @@ from onnxprune.targets import (
     webgpu,
     xnnpack,
 )
-from onnxprune.targets.target import Engine, Reach, State, Target, TargetError
+from onnxprune.targets.target import Engine, Reach, Scheme, State, Target, TargetError
 
 _MODULES = (
     cpu,
@@ -68,4 +68,4 @@ def described() -> list[dict[str, Any]]:
     return found
 
 
-__all__ = ["TARGETS", "Engine", "Reach", "State", "Target", "TargetError", "described", "target"]
+__all__ = ["TARGETS", "Engine", "Reach", "Scheme", "State", "Target", "TargetError", "described", "target"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnxprune.allocation import Alignment
 from onnxprune.targets.cache import kept
-from onnxprune.targets.cpu import PROVIDER
+from onnxprune.targets.cpu import PROVIDER, UNSIGNED
 from onnxprune.targets.remote import RemoteEngine
 from onnxprune.targets.target import Engine, State, Target, TargetError
 
@@ -32,6 +32,7 @@ class Arm64(Target):
 
     name = "arm64"
     title = "onnxruntime, 64-bit ARM CPU"
+    scheme = UNSIGNED
     timed = False
 
     def alignment(self) -> Alignment:

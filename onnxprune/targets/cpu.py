@@ -13,10 +13,16 @@ import onnxruntime as ort
 
 from onnxprune.allocation import Alignment
 from onnxprune.runtime import Feeds, RunError, Session
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError
 
 PROVIDER = "CPUExecutionProvider"
 X86 = ("x86_64", "AMD64")
+
+
+UNSIGNED = Scheme(
+    "uint8", None, symmetric=False, biases=True, reach="chains",
+    why="kernels of MLAS take uint8 by int8; matrix products give floats, convolutions need an output border",
+)  # fmt: skip
 
 
 class Cpu(Target):
@@ -27,6 +33,7 @@ class Cpu(Target):
 
     name = "cpu"
     title = "onnxruntime, CPU"
+    scheme = UNSIGNED
 
     def alignment(self) -> Alignment:
         block = 16 if _wide() else 8

@@ -16,7 +16,7 @@ import onnx
 from onnxprune import model as models
 from onnxprune.allocation import Alignment
 from onnxprune.runtime import Feeds
-from onnxprune.targets.cpu import Cpu
+from onnxprune.targets.cpu import UNSIGNED, Cpu
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.ranges import ranges_of
 from onnxprune.targets.target import Engine, State, Target, TargetError
@@ -35,6 +35,7 @@ class OpenVino(Target):
 
     name = "openvino"
     title = "OpenVINO, CPU"
+    scheme = UNSIGNED
     extra = "openvino"
     precisions = ("fp32", "bf16")
 

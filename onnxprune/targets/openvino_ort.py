@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onnxprune.allocation import Alignment
 from onnxprune.targets.cache import kept
-from onnxprune.targets.cpu import Cpu
+from onnxprune.targets.cpu import UNSIGNED, Cpu
 from onnxprune.targets.remote import RemoteEngine
 from onnxprune.targets.target import Engine, State, Target, TargetError
 
@@ -29,6 +29,7 @@ class OpenVinoOrt(Target):
 
     name = "openvino-ort"
     title = "onnxruntime with OpenVINO's provider, CPU"
+    scheme = UNSIGNED
     timed = False
 
     def alignment(self) -> Alignment:

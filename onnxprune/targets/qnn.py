@@ -15,7 +15,7 @@ from onnxprune.model import Model
 from onnxprune.targets.fixed import opened
 from onnxprune.targets.provider import UNTRIED, FixedEngine, control_flow, library, open_shapes
 from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime-qnn"
@@ -34,6 +34,10 @@ class Qnn(Target):
 
     name = "qnn"
     title = "onnxruntime with the QNN provider, Qualcomm HTP"
+    scheme = Scheme(
+        "uint8", "uint16", symmetric=False, biases=True, reach="whole",
+        why="the HTP runs nothing else; 8 bits are too few for what a LayerNorm leaves (A16W8)",
+    )  # fmt: skip
     extra = "qnn"
     precisions = ("fp16", "int8")
     timed = False

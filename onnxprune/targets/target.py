@@ -39,6 +39,36 @@ class State:
     missing: str = ""
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """How a target wants a model quantised. Weights are int8 around 0 always.
+
+    activations  their type: int8, uint8 or uint16
+    wide         the type where statistics (LayerNorm, softmax of long rows) need more than 8 bits; none: the same
+    symmetric    whether zero points are 0
+    biases       whether biases are int32, else they stay float
+    reach        `inputs`: the operands of matrix products and convolutions; `chains`: also what follows convolutions up
+                 to the next one; `whole`: every operator
+    why          where that is known from
+    """
+
+    activations: str
+    wide: str | None
+    symmetric: bool
+    biases: bool
+    reach: Literal["inputs", "chains", "whole"]
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "activations": self.activations,
+            "weights": "int8",
+            "symmetric": self.symmetric,
+            "biases": "int32" if self.biases else "float",
+            "reach": self.reach,
+        }
+
+
 class Engine(abc.ABC):
     """A model, loaded and ready to run on a target.
 
@@ -66,6 +96,7 @@ class Target(abc.ABC):
     title       in a sentence
     extra       the extra of this package that installs it, or none
     precisions  that it can be asked for; the first is meant where none is named
+    scheme      how it wants models quantised; none where nothing is known
     timed       whether times mean anything here (not on simulators and emulators)
     tolerance   how far outputs may be from onnxruntime's on the CPU, of their scale, by precision
     """
@@ -74,6 +105,7 @@ class Target(abc.ABC):
     title: ClassVar[str]
     extra: ClassVar[str] = ""
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    scheme: ClassVar[Scheme | None] = None
     timed: bool = True
 
     def __init__(self, precision: str = "") -> None:

@@ -32,7 +32,7 @@ from onnxprune.shapes import analyse
 from onnxprune.targets.cuda_driver import Stream, gpu
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.ranges import ranges_of
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError
 
 PORTABLE = (80, 86, 89, 120)  # compute capabilities that an engine of TensorRT-RTX is built for
 TURING = 75
@@ -60,6 +60,10 @@ class TensorRt(Target):
 
     name = "tensorrt"
     title = "TensorRT or TensorRT-RTX, NVIDIA GPUs"
+    scheme = Scheme(
+        "int8", None, symmetric=True, biases=False, reach="inputs",
+        why="it takes symmetric int8 and float biases, and fuses what follows a layer if no border is between",
+    )  # fmt: skip
     extra = "tensorrt"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "tf32", "fp16", "bf16", "int8")
 

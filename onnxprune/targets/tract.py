@@ -19,7 +19,7 @@ import onnx
 from onnxprune.allocation import Alignment
 from onnxprune.runtime import Feeds
 from onnxprune.targets import tract_program
-from onnxprune.targets.cpu import Cpu
+from onnxprune.targets.cpu import UNSIGNED, Cpu
 from onnxprune.targets.fixed import fixed, opened
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.target import Engine, State, Target, TargetError
@@ -37,6 +37,7 @@ class Tract(Target):
 
     name = "tract"
     title = "tract, CPU"
+    scheme = UNSIGNED
     extra = "tract"
 
     def alignment(self) -> Alignment:
