@@ -59,7 +59,7 @@ TRIALS = 12  # models that are made in search of the smallest one that a metric 
 PROPOSALS = 4 * TRIALS  # shares that are asked for, of which several may come to the same model
 NEAR = 2.0**-7  # shares of the MACs that need not be told apart
 BELOW = (0.95, 0.9, 0.85, 0.8)  # of the least share that is known to hold, where to look for smaller ones
-ATTEMPTS = 6  # cuts that are timed in search of a share of the time
+ATTEMPTS = 8  # cuts that are timed in search of a share of the time
 SLACK, OVER = 0.04, 0.01  # below and above that share, what is near enough
 THREADS = 1  # that times are taken with
 MISSED = 0.02  # a share that misses its target by more deserves a note
@@ -494,8 +494,12 @@ def _fast(session: _Session, share: float) -> Plan:
         whole = latency.predict(graph, feeds, table)
     trials: list[tuple[Counts, latency.Predicted]] = []
     found: list[tuple[float, Plan]] = []
-    wish, refused, least = share, 0.0, 1.0  # what is asked of prices, and its bounds
-    while len(found) < ATTEMPTS and least - refused > OVER:
+    wish, low, high = (
+        share,
+        0.0,
+        1.0,
+    )  # what is asked of prices; what gave too little time, or was refused; too much
+    while len(found) < ATTEMPTS and high - low > OVER:
         session.clock.share("search", len(found) / ATTEMPTS)
         prices = latency.prices(graph, whole, trials)
         session.planner.units.prices = prices.by_node
@@ -504,7 +508,7 @@ def _fast(session: _Session, share: float) -> Plan:
         try:
             plan = session.plan(("time", min(limit, 1.0)))
         except UserError:  # prices are estimates: what they call impossible may yet be reached from above
-            refused, wish = wish, (wish + least) / 2
+            low, wish = wish, (wish + high) / 2
             continue
         pruned = session.cut(plan)
         with session.clock("measure"):
@@ -518,10 +522,13 @@ def _fast(session: _Session, share: float) -> Plan:
             break
         kept = {var: int(mask.sum()) for var, mask in surgery.keep_masks(graph, plan).items()}
         trials.append((kept, after))
-        least = min(least, wish)
+        if len(found) == 1:  # prices are other ones from here on
+            low, high = 0.0, 1.0
+        else:
+            low, high = (low, min(wish, high)) if ratio > share else (max(wish, low), high)
         wish *= min(max(share / ratio, 0.6), 1.4)
-        if wish <= refused:
-            wish = (refused + least) / 2
+        if not low < wish < high:
+            wish = (low + high) / 2
     table.save()
     if not found or min(ratio for ratio, _ in found) > share + OVER:
         best = f"; the least found is {min(ratio for ratio, _ in found):.3f}" if found else ""

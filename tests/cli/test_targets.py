@@ -102,3 +102,26 @@ def test_what_cannot_be_built(small: Path, tmp_path: Path) -> None:
     check_refused(run("build", small, "--target", "tensorrt:int8"), "does not build it")
     check_refused(run("build", small, "--target", "tensorrt", "-o", small), "the output is the input")
     check_refused(run("build", tmp_path / "no.onnx", "--target", "tensorrt"), "no.onnx")
+
+
+def test_a_page_of_what_was_cut(model: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "small.onnx", tmp_path / "page.html"
+    assert shrink(model, "-o", out, "--html", page, "--plan-out", tmp_path / "plan.json").exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>")
+    assert "Groups in the order of the graph" in text
+    again = tmp_path / "again.html"
+    done = run("apply", model, tmp_path / "plan.json", "-o", tmp_path / "b.onnx", "--html", again)
+    assert done.exit_code == 0, done.output
+    assert "Groups in the order of the graph" in again.read_text(encoding="utf-8")
+    shown = shrink(model, "-o", out, "--html", "-")
+    assert shown.stdout.startswith("<!DOCTYPE html>")
+    assert shown.stdout.rstrip().endswith("</html>")
+
+
+def test_a_page_overwrites_no_input(model: Path, tmp_path: Path) -> None:
+    before = model.read_bytes()
+    check_refused(shrink(model, "-o", tmp_path / "a.onnx", "--html", model), "the output is the input")
+    check_refused(shrink(model, "-o", tmp_path / "a.onnx", "--html", tmp_path / "a.onnx"), "same path")
+    assert model.read_bytes() == before
+    assert list(tmp_path.iterdir()) == []
