@@ -178,16 +178,22 @@ def test_outputs_in_one_row_are_the_same_values(name: str, tmp_path: Path) -> No
         assert np.allclose(row, value.ravel(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_fixed_copy_takes_these_shapes_only_and_shares_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [0, 2**20])
+def test_a_fixed_copy_takes_these_shapes_only(inside: int, tmp_path: Path) -> None:
+    """Its weights are in its file, or, where they are many, the original's."""
     path = tmp_path / "model.onnx"
     proto = convolutions()
     models.save(proto, path, {t.name: "" for t in proto.graph.initializer if len(t.raw_data) > 100})
     feeds, expected = truth(path)
     (tmp_path / "copy").mkdir()
-    copy = fixed(path, feeds, tmp_path / "copy")
+    copy = fixed(path, feeds, tmp_path / "copy", inside)
     assert error(Session(copy, optimise="all", threads=1).run(feeds), expected) == 0
     assert ort.InferenceSession(copy).get_inputs()[0].shape == list(feeds["image"].shape)
-    assert (tmp_path / "copy" / "data0").samefile(path.with_name("model.onnx.data"))
+    if inside:
+        assert [file.name for file in copy.parent.iterdir()] == ["model.onnx"]
+        onnx.load(copy)
+    else:
+        assert (copy.parent / "data0").samefile(path.with_name("model.onnx.data"))
 
 
 def test_the_document_has_every_target_and_what_it_can() -> None:

@@ -17,6 +17,8 @@ from onnxprune.shapes import analyse
 from onnxprune.sizes import Sizes, assignments, dynamic_dims
 from onnxprune.targets.target import TargetError
 
+INSIDE = 2**30  # bytes of a model whose weights are copied into one file
+
 
 def opened(path: Path) -> tuple[Model, Feeds]:
     """A model, and inputs at which it is likely to run. Raises `TargetError`."""
@@ -38,10 +40,14 @@ def _sizes(model: Model) -> Sizes:
         return next(assignments(keys))
 
 
-def fixed(path: Path, feeds: Feeds, folder: Path) -> Path:
+def fixed(path: Path, feeds: Feeds, folder: Path, inside: int = INSIDE) -> Path:
     """A copy in `folder` for inputs of these shapes, that states no other shapes: a name of an open dimension, which
-    a file may repeat at every tensor, would contradict the extent that it stands for here."""
-    proto = onnx.load(str(path), load_external_data=False)
+    a file may repeat at every tensor, would contradict the extent that it stands for here.
+
+    Its weights lie in its file, since not every converter reads others, and onnx refuses links; more than `inside` bytes
+    stay where they are, and are linked.
+    """
+    proto = _proto(path, inside)
     for graph in flow.graphs(proto):
         del graph.value_info[:]
     for output in proto.graph.output:
@@ -63,4 +69,17 @@ def fixed(path: Path, feeds: Feeds, folder: Path) -> Path:
             shutil.copyfile(source, folder / name)
     copy = folder / "model.onnx"
     copy.write_bytes(proto.SerializeToString())
+    return copy
+
+
+def _proto(path: Path, inside: int) -> onnx.ModelProto:
+    """A model to be changed, with its weights where they are no more than `inside` bytes."""
+    try:
+        model = models.load(path)
+    except UserError as error:
+        raise TargetError(f"{error}") from None
+    if sum(file.stat().st_size for file in model.files) > inside:
+        return onnx.load(str(path), load_external_data=False)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(models.materialised(model.source))
     return copy
