@@ -16,10 +16,12 @@ from benchmarks import (
     calibration,
     growth,
     large,
+    latency,
     memory,
     models_table,
     peers,
     recurrent,
+    targets,
     time_ratio,
     transformers,
 )
@@ -47,6 +49,8 @@ BENCHMARKS = {
         large,
         accuracy,
         calibration,
+        latency,
+        targets,
         peers,
     )
 }

@@ -26,6 +26,7 @@ from onnxprune.model import load
 from onnxprune.targets import TARGETS, target
 
 RATIO = 0.3
+TYPED = ("tensorrt", "qnn")  # targets that take types as they are
 OTHER = tuple(name for name in TASKS if name not in TRAINED)
 NAMES = (*TRAINED, *OTHER, "resnet50", "mobilenet_v2", "yolov8n")
 
@@ -41,8 +42,14 @@ def measure(names: Sequence[str] = NAMES) -> Results:
             if isinstance(paths, str):
                 rows[name] = {"failed": paths}
                 continue
-            rows[name] = {where: isolated(_compared, where, *paths) for where in here}
+            rows[name] = {where: isolated(_compared, _suited(where, name), *paths) for where in here}
     return {"rows": {name: rows[name] for name in NAMES if name in rows}}
+
+
+def _suited(where: str, model: str) -> str:
+    """A target at the precision that a model is stored in, where it tells them apart."""
+    stored = {"fp16": "fp16", "qdq": "int8"}.get(model.rpartition("-")[2], "")
+    return f"{where}:{stored}" if stored in TARGETS[where].precisions and where in TYPED else where
 
 
 def _pruned(name: str, folder: Path) -> tuple[Path, Path] | str:
