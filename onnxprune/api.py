@@ -251,10 +251,7 @@ class Validation:
         if self.latency:
             judged = timing.verdict(self.latency)
             console.print(f"latency (onnxruntime CPU, 1 thread): {judged.text}", soft_wrap=True)
-        if self.targets:
-            console.print(comparison.table(self.targets))
-        for one in self.targets:
-            console.print(f"{one}", soft_wrap=True)
+        comparison.show(self.targets, console)
 
     def _proof(self) -> list[str]:
         """What is proven, in sentences."""
@@ -354,9 +351,11 @@ def validate(
             judge = pipeline.Judge(before, opened, metric)
             quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
     described = None if opened is None else pipeline.described(opened)
-    latency = timing.compare_models(target("cpu"), (before.proto, after.proto), feeds[0])
     notes = () if opened is None else opened.notes
     found = _on_targets(graph, after, targets, threads)
+    latency = next((one.timing for one in found if one.target == "cpu" and threads == 1), None)
+    if latency is None:
+        latency = timing.compare_models(target("cpu"), (before.proto, after.proto), feeds[0])
     blocks = Blocks(graph)
     return Validation(
         (),

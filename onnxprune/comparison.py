@@ -4,28 +4,29 @@ there, whether the outputs are those of the CPU, how long they take and what the
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from rich.console import Console
 from rich.table import Table
 
-from onnxprune import flow, timing
+from onnxprune import timing
 from onnxprune.data import synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
-from onnxprune.model import load, materialised, save
+from onnxprune.model import Model, load, save_whole
 from onnxprune.outputs import unsaturated
-from onnxprune.runtime import EXTERNAL_BYTES, Feeds, RunError, Session
+from onnxprune.runtime import Feeds, RunError, Session, crash
 from onnxprune.shapes import accepted_runs
 from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
 from onnxprune.validation.difference import difference
 
-INSIDE = 2**30  # bytes of a model whose weights stay in its file
 WRONG = 0.2  # of scale: no precision alone takes outputs so far from the CPU's
 TIMES = 3  # the original's error on a target, and the CPU's own, that a candidate may have
 
@@ -130,8 +131,10 @@ def _pair(values: tuple[int, int] | None) -> dict[str, int] | None:
     return None if values is None else dict(zip(("before", "after"), values, strict=True))
 
 
-def table(found: Sequence[OnTarget]) -> Table:
-    """One row for each target: outputs, time, memory and size, before and after."""
+def show(found: Sequence[OnTarget], console: Console) -> None:
+    """One row for each target: outputs, time, memory and size, before and after; then a sentence on each."""
+    if not found:
+        return
     made = Table()
     made.add_column("target")
     made.add_column("outputs")
@@ -141,7 +144,9 @@ def table(found: Sequence[OnTarget]) -> Table:
         made.add_row(
             one.target, one.outcome, *_times(one.timing), _change(one.memory, 2**20), _change(one.size, 10**6)
         )
-    return made
+    console.print(made)
+    for one in found:
+        console.print(f"{one}", soft_wrap=True)
 
 
 def _times(found: timing.Timing | None) -> tuple[str, str]:
@@ -168,6 +173,53 @@ def chosen(names: Sequence[str]) -> list[Target]:
     return list(found.values())
 
 
+class Reference:
+    """A model in a file, and what the CPU makes of it: found out once, for all targets."""
+
+    def __init__(self, path: Path, feeds: Sequence[Feeds]) -> None:
+        self.path, self.feeds = path, feeds
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return load(self.path)
+
+    @functools.cached_property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Of every run, as `raised` has them."""
+        session = Session(self.path, optimise="basic")
+        return [self.raised(session.run(feed)) for feed in self.feeds]
+
+    @functools.cached_property
+    def noise(self) -> float:
+        """The largest difference between the CPU without optimisations and with all: what rounding does to the model."""
+        plain, fast = Session(self.path), Session(self.path, optimise="all")
+        return max(
+            difference(self.raised(plain.run(feed)), self.raised(fast.run(feed))) for feed in self.feeds
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Of the file, and of those that weights lie in."""
+        return sum(file.stat().st_size for file in self.model.files)
+
+    def raised(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs, those that are shares raised by one: near zero they are what is left of large numbers, and say
+        nothing in proportion to themselves."""
+        return {
+            name: value + np.float64(1) if name in self._shares and isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
+
+    @functools.cached_property
+    def _shares(self) -> Collection[str]:
+        """Outputs that a saturating function makes."""
+        return {
+            output.name
+            for output in self.model.outputs
+            if unsaturated(self.model, output.name) != output.name
+        }
+
+
 def on_targets(
     names: Sequence[str],
     original: onnx.ModelProto,
@@ -178,112 +230,89 @@ def on_targets(
     started: bool = False,
 ) -> list[OnTarget]:
     """Two models, as they are in memory, on every target named (`all`: that is here)."""
-    found = []
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        paths = [Path(folder) / "original.onnx", Path(folder) / "candidate.onnx"]
-        for path, proto in zip(paths, (original, candidate), strict=True):
-            nested = flow.nest(materialised(proto))
-            large = {t.name: "" for t in nested.graph.initializer if len(t.raw_data) > EXTERNAL_BYTES}
-            save(nested, path, large if nested.ByteSize() > INSIDE else {})
-        for where in chosen(names):
-            found.append(compare(where, paths[0], paths[1], feeds, threads=threads, started=started))
-    return found
+        both = []
+        for role, proto in (("original", original), ("candidate", candidate)):
+            both.append(Reference(Path(folder) / f"{role}.onnx", feeds))
+            save_whole(proto, both[-1].path)
+        return [compare(where, *both, threads=threads, started=started) for where in chosen(names)]
 
 
 def compare(
-    where: Target,
-    original: Path,
-    candidate: Path,
-    feeds: Sequence[Feeds],
-    *,
-    threads: int = 1,
-    started: bool = False,
+    where: Target, original: Reference, candidate: Reference, *, threads: int = 1, started: bool = False
 ) -> OnTarget:
-    """Both models on one target.
+    """Both models on one target, with two or more different inputs that the original accepts.
 
-    feeds    two or more different inputs that the original accepts
     started  whether to measure loading and memory, too, in a new process for each model
     """
     state = where.state()
     stated = OnTarget(f"{where}", where.title, state)
     if state.reach == "absent":
-        return _with(stated, failed=f"not here: {state.missing}")
-    objections = tuple(where.objections(load(candidate)))
+        return replace(stated, failed=f"not here: {state.missing}")
+    stated = replace(stated, objections=tuple(where.objections(candidate.model)))
     if state.reach == "builds":
-        return _built(stated, where, original, candidate, objections)
+        return _built(stated, where, original, candidate)
+    both = {"original": original, "candidate": candidate}
     with contextlib.ExitStack() as stack:
         engines: list[Engine] = []
-        for role, path in (("original", original), ("candidate", candidate)):
+        for role, one in both.items():
             try:
-                engine = where.load(path, threads)
+                engines.append(_loaded(where, one, threads))
             except TargetError as error:
-                return _with(stated, objections=objections, failed=f"{role} refused: {error}")
-            stack.callback(engine.close)
-            engines.append(engine)
+                return replace(stated, failed=f"{role} refused: {error}")
+            stack.callback(engines[-1].close)
         errors: list[dict[str, float]] = []
-        for role, path, engine in zip(("original", "candidate"), (original, candidate), engines, strict=True):
+        for (role, one), engine in zip(both.items(), engines, strict=True):
             try:
-                errors.append(_errors(where, path, engine, feeds))
+                errors.append(_errors(where, one, engine))
             except (TargetError, RunError) as error:
-                return _with(stated, objections=objections, failed=f"{role} fails: {error}")
-        worst, usual = (max(found.values(), default=0.0) for found in reversed(errors))
-        if usual > max(WRONG, TIMES * _noise(original, feeds)):
+                return replace(stated, failed=f"{role} fails: {error}")
+        usual, worst = (max(found.values(), default=0.0) for found in errors)
+        if usual > max(WRONG, TIMES * original.noise):
             why = f"original is computed wrong there ({usual:.1e} of scale from the CPU): nothing can be said of the candidate"
-            return _with(stated, objections=tuple(where.objections(load(original))), failed=why)
-        noise = _noise(candidate, feeds)
+            return replace(stated, objections=tuple(where.objections(original.model)), failed=why)
         measured = None
         if where.timed:
-            starts = (
-                [timing.startup(where, path, feeds[0], threads) for path in (original, candidate)]
-                if started
-                else []
-            )
-            measured = timing.compare(engines, feeds[0], starts=starts)
-        return _with(
+            feeds = original.feeds[0]
+            starts = [timing.startup(where, one.path, feeds, threads) for one in both.values() if started]
+            measured = timing.compare(engines, feeds, starts=starts)
+        return replace(
             stated,
-            objections=objections,
             nodes=engines[1].nodes,
             elsewhere=timing.placement(engines[1], engines[1].place).text if engines[1].place else "",
             errors=errors[1],
             original=errors[0],
-            noise=noise,
-            agrees=worst <= max(where.tolerance, TIMES * usual, TIMES * noise),
+            noise=candidate.noise,
+            agrees=worst <= max(where.tolerance, TIMES * usual, TIMES * candidate.noise),
             timing=measured,
-            size=(_bytes(original), _bytes(candidate)),
+            size=(original.bytes, candidate.bytes),
         )
 
 
-def _bytes(path: Path) -> int:
-    """Of a model's file, and of those that its weights lie in."""
-    return sum(file.stat().st_size for file in load(path).files)
+def _loaded(where: Target, one: Reference, threads: int) -> Engine:
+    """Raises `TargetError`, too, for what would take the process along on the CPU, which every target is held against."""
+    if (why := crash(one.model.source)) is not None:
+        raise TargetError(why)
+    return where.load(one.path, threads)
 
 
-def _built(
-    stated: OnTarget, where: Target, original: Path, candidate: Path, objections: tuple[str, ...]
-) -> OnTarget:
+def _built(stated: OnTarget, where: Target, original: Reference, candidate: Reference) -> OnTarget:
     built = []
-    for role, path in (("original", original), ("candidate", candidate)):
+    for role, one in (("original", original), ("candidate", candidate)):
         try:
-            built.append(where.build(path))
+            built.append(where.build(one.path))
         except TargetError as error:
-            return _with(stated, objections=objections, failed=f"{role} refused: {error}")
-    return _with(stated, objections=objections, built=built[1], size=(built[0]["bytes"], built[1]["bytes"]))
+            return replace(stated, failed=f"{role} refused: {error}")
+    return replace(stated, built=built[1], size=(built[0]["bytes"], built[1]["bytes"]))
 
 
-def _with(stated: OnTarget, **found: Any) -> OnTarget:
-    return OnTarget(stated.target, stated.title, stated.state, **found)
-
-
-def _errors(where: Target, path: Path, engine: Engine, feeds: Sequence[Feeds]) -> dict[str, float]:
+def _errors(where: Target, one: Reference, engine: Engine) -> dict[str, float]:
     """Of every output the largest difference from the CPU's. Raises `TargetError` where nothing ran on the target, or
     nothing is computed there."""
     placed = timing.placement(engine, engine.place)
     if engine.place and placed.fell_back:
         raise TargetError(placed.text)
-    session = Session(path, optimise="basic")
-    shares = _shares(path)
-    here = [_raised(session.run(feed), shares) for feed in feeds]
-    there = [_raised(engine.run(feed), shares) for feed in feeds]
+    here, there = one.outputs, [one.raised(engine.run(feed)) for feed in one.feeds]
     if missing := next((name for name in here[0] if name not in there[0]), None):
         raise TargetError(f"it does not give output '{missing}'")
     if idle := timing.unresponsive(here, there, where.tolerance):
@@ -295,27 +324,6 @@ def _errors(where: Target, path: Path, engine: Engine, feeds: Sequence[Feeds]) -
                 error = difference({name: value}, {name: np.asarray(made[name])})
                 found[name] = max(found.get(name, 0.0), error)
     return found
-
-
-def _noise(path: Path, feeds: Sequence[Feeds]) -> float:
-    """The largest difference between the CPU without optimisations and with all: what rounding does to the model."""
-    plain, fast, shares = Session(path), Session(path, optimise="all"), _shares(path)
-    return max(difference(_raised(plain.run(f), shares), _raised(fast.run(f), shares)) for f in feeds)
-
-
-def _shares(path: Path) -> set[str]:
-    """Outputs that a saturating function makes."""
-    model = load(path)
-    return {output.name for output in model.outputs if unsaturated(model, output.name) != output.name}
-
-
-def _raised(values: Mapping[str, Any], shares: Collection[str]) -> dict[str, Any]:
-    """Outputs, those that are shares raised by one: near zero they are what is left of large numbers, and say nothing
-    in proportion to themselves."""
-    return {
-        name: value + np.float64(1) if name in shares and isinstance(value, np.ndarray) else value
-        for name, value in values.items()
-    }
 
 
 def inputs(graph: DependencyGraph) -> list[Feeds]:

@@ -43,6 +43,7 @@ Layout = Mapping[str, str]  # initializers that lie outside the file -> the data
 DEFAULT_DOMAINS = ("", "ai.onnx")
 STORED = 2**20  # bytes from which a tensor in a data file is not read before it is needed
 ALIGNMENT = 4096  # of tensors in an external file, so that they can be mapped
+INSIDE = 2**30  # bytes of weights that are written into a file that an engine or a converter reads
 FLOATS = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -720,6 +721,18 @@ def save(
             file.flush()
         with model_file.open("wb") as file:
             return file.write(shell.SerializeToString(deterministic=True)) + written
+
+
+def save_whole(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a model for engines, of which some read no data file: weights are inside, where they fit (`INSIDE`)."""
+    sizes = {
+        tensor.name: expected_bytes(tensor) if stored.is_stored(tensor) else len(tensor.raw_data)
+        for tensor in proto.graph.initializer
+    }
+    if sum(sizes.values()) > INSIDE:
+        save(proto, path, {name: "" for name, size in sizes.items() if size > ALIGNMENT})
+    else:
+        save(materialised(proto), path)
 
 
 def places(proto: onnx.ModelProto, path: Path, external: Layout) -> dict[str, Path]:

@@ -39,6 +39,7 @@ from onnxprune.metrics import Agreement
 from onnxprune.model import (
     DEFAULT_DOMAINS,
     FLOATS,
+    INSIDE,
     QUANTISED,
     WEIGHTS,
     Layout,
@@ -61,7 +62,6 @@ from onnxprune.validation.difference import difference
 BATCH = 16  # samples that are run at a time, where the batch is open
 CHANNELS = 13  # the first opset with a scale for each channel
 UNLISTED = 4  # the first IR version whose weights need not be listed among the inputs
-INSIDE = 2**30  # bytes of a model that the quantiser gets in one file
 ROUNDING = 1e-4  # of scale, that a conversion to another opset may change outputs by
 SMALL = 0.5  # share of the MACs in integers below which the user is told
 POOR = 10.0  # dB of signal over noise below which the user is told

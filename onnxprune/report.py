@@ -244,10 +244,7 @@ class Report:
             before, after = getattr(self.before, column), getattr(self.after, column)
             table.add_row(TITLES[column], f"{before:,}", f"{after:,}", f"{self.kept[column]:.1%}")
         console.print(table)
-        if self.targets:
-            console.print(comparison.table(self.targets))
-        for one in self.targets:
-            console.print(f"{one}", soft_wrap=True)
+        comparison.show(self.targets, console)
         for role, change in self.changes.items():
             console.print(_changed(role, change), soft_wrap=True)
         console.print(

@@ -26,8 +26,8 @@ import onnx
 from rich.table import Table
 
 from onnxprune.errors import UserError, printable
-from onnxprune.model import Array, save, uncollected
-from onnxprune.runtime import EXTERNAL_BYTES, Feeds
+from onnxprune.model import Array, save, save_whole, uncollected
+from onnxprune.runtime import Feeds
 from onnxprune.targets import Engine, Target, TargetError
 
 ROUNDS = 7
@@ -36,7 +36,6 @@ WARM = 5  # runs before: the first costs up to 40 times as much
 SHARE = 0.9  # of a processor: below it other work got in between
 SPREAD = 0.1  # between the quartiles of the ratios, over their median: above it they say little
 LEAST = 0.01  # difference that counts: two sessions of one file differ by up to 0.6 %, round after round
-INSIDE = 2**30  # bytes of weights that are written into a model file; more go beside it
 PATIENCE = 600  # seconds for a process that loads a model and runs it
 
 Progress = Callable[[float], None]
@@ -274,9 +273,7 @@ def compare_models(
         engines = []
         for number, proto in enumerate(protos):
             path = folder / f"{number}.onnx"
-            weights = {t.name: len(t.raw_data) for t in proto.graph.initializer}
-            large = sum(weights.values()) > INSIDE
-            save(proto, path, {name: "" for name, size in weights.items() if large and size > EXTERNAL_BYTES})
+            save_whole(proto, path)
             try:
                 engine = where.load(path, threads)
             except TargetError as error:
@@ -331,22 +328,15 @@ Outcome = Literal["faster", "not faster", "cannot tell"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a measurement comes to.
-
-    accepted  whether a result of it may be written
-    text      the outcome with its numbers, in a sentence
-    """
+    """What a measurement comes to; the text is the outcome with its numbers, in a sentence."""
 
     outcome: Outcome
-    accepted: bool
     text: str
 
 
-def verdict(timing: Timing, allow_slower: bool = False) -> Verdict:
+def verdict(timing: Timing) -> Verdict:
     """Faster, or not: where all rounds agree, and by more than two sessions of one file differ. On a contended machine
     ratios of CPU time have to agree with those of wall time.
-
-    Only what is shown to be faster is accepted, or anything with `allow_slower`.
     """
     outcome = _side(timing.candidate.ratios)
     low, high = timing.range
@@ -362,7 +352,7 @@ def verdict(timing: Timing, allow_slower: bool = False) -> Verdict:
         why.append(f"contended: {timing.contended}")
     before, after = timing.engines[0].milliseconds, timing.candidate.milliseconds
     times = f"{before:.4g} ms -> {after:.4g} ms, x{timing.ratio:.3f} (rounds {low:.3f} to {high:.3f})"
-    return Verdict(outcome, allow_slower or outcome == "faster", "; ".join([f"{outcome}, {times}", *why]))
+    return Verdict(outcome, "; ".join([f"{outcome}, {times}", *why]))
 
 
 def _side(ratios: Sequence[float]) -> Outcome:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from models.architectures import ARCHITECTURES
 from models.builder import Graph
 from onnxprune import comparison, latency, shrink
+from onnxprune.comparison import OnTarget, Reference
 from onnxprune.errors import NotFaster, UserError, WrongOnTarget
 from onnxprune.latency import Piece, Table
 from onnxprune.model import save
@@ -20,6 +22,7 @@ from onnxprune.runtime import Feeds
 from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
 from onnxprune.targets.cpu import Cpu
 from tests.reference import graph_of
+from tests.small import floats, net, weight, write
 
 PLAIN: dict[str, Any] = {"criterion": "l2", "allocation": "uniform", "repair": "none"}
 
@@ -36,6 +39,10 @@ def paths(proto: onnx.ModelProto, tmp_path: Path) -> tuple[Path, Path]:
     onnx.save(proto, both[0])
     result.save(both[1])
     return both
+
+
+def compared(where: Target, paths: Sequence[Path], feeds: Sequence[Feeds]) -> OnTarget:
+    return comparison.compare(where, *(Reference(path, feeds) for path in paths))
 
 
 class Wrapped(Engine):
@@ -82,7 +89,7 @@ def on(kind: type[Wrapped], when: str = "") -> Target:
 def test_the_same_on_the_cpu(paths: tuple[Path, Path], proto: onnx.ModelProto) -> None:
     feeds = comparison.inputs(graph_of(proto))
     assert not np.array_equal(*(next(iter(feed.values())) for feed in feeds))
-    found = comparison.compare(target("cpu"), *paths, feeds)
+    found = compared(target("cpu"), paths, feeds)
     assert found.agrees
     assert not found.broken
     assert set(found.nodes) == {"CPUExecutionProvider"}
@@ -102,7 +109,7 @@ def test_what_only_looks_like_a_run(
     kind: type[Wrapped], why: str, paths: tuple[Path, Path], proto: onnx.ModelProto
 ) -> None:
     feeds = comparison.inputs(graph_of(proto))
-    found = comparison.compare(on(kind, "small"), *paths, feeds)
+    found = compared(on(kind, "small"), paths, feeds)
     assert found.broken
     assert found.agrees is None
     assert why in found.failed
@@ -112,8 +119,8 @@ def test_what_a_target_does_to_any_model_is_no_fault_of_the_cut(
     paths: tuple[Path, Path], proto: onnx.ModelProto
 ) -> None:
     feeds = comparison.inputs(graph_of(proto))
-    assert comparison.compare(on(Coarse), *paths, feeds).agrees
-    wrong = comparison.compare(on(Coarse, "small"), *paths, feeds)
+    assert compared(on(Coarse), paths, feeds).agrees
+    wrong = compared(on(Coarse, "small"), paths, feeds)
     assert wrong.agrees is False
     assert wrong.broken
 
@@ -125,11 +132,11 @@ def test_a_target_that_computes_the_original_wrong(paths: tuple[Path, Path], pro
         def change(self, value: Any) -> Any:
             return value + 0.5 * np.abs(value).max()
 
-    found = comparison.compare(on(Far), *paths, comparison.inputs(graph_of(proto)))
+    found = compared(on(Far), paths, comparison.inputs(graph_of(proto)))
     assert found.agrees is None
     assert not found.broken
     assert "original is computed wrong there" in found.failed
-    wrong = comparison.compare(on(Far, "small"), *paths, comparison.inputs(graph_of(proto)))
+    wrong = compared(on(Far, "small"), paths, comparison.inputs(graph_of(proto)))
     assert wrong.agrees is False
 
 
@@ -141,7 +148,7 @@ def test_what_runs_elsewhere_is_said(paths: tuple[Path, Path], proto: onnx.Model
             super().__init__(engine)
             self.nodes = {"SomeNpuExecutionProvider": 1, "CPUExecutionProvider": 73}
 
-    found = comparison.compare(on(Partly), *paths, comparison.inputs(graph_of(proto)))
+    found = compared(on(Partly), paths, comparison.inputs(graph_of(proto)))
     assert found.agrees
     assert "1 of 74 nodes ran on SomeNpuExecutionProvider" in f"{found}"
 
@@ -171,9 +178,8 @@ def test_a_target_that_refuses(paths: tuple[Path, Path], proto: onnx.ModelProto,
     broken.CopyFrom(proto)
     broken.graph.node[0].input[1] = broken.graph.node[2].input[1]
     save(broken, tmp_path / "broken.onnx", {})
-    found = comparison.compare(
-        target("cpu"), paths[0], tmp_path / "broken.onnx", comparison.inputs(graph_of(proto))
-    )
+    broken_paths = (paths[0], tmp_path / "broken.onnx")
+    found = compared(target("cpu"), broken_paths, comparison.inputs(graph_of(proto)))
     assert found.broken
     assert found.failed.startswith("candidate ")
 
@@ -183,7 +189,7 @@ def test_a_target_that_is_not_here(paths: tuple[Path, Path], proto: onnx.ModelPr
         def state(self) -> State:
             return State("absent", missing="pip install it")
 
-    found = comparison.compare(Absent(), *paths, comparison.inputs(graph_of(proto)))
+    found = compared(Absent(), paths, comparison.inputs(graph_of(proto)))
     assert found.failed == "not here: pip install it"
     assert not found.broken
     with pytest.raises(TargetError):
@@ -284,3 +290,22 @@ def test_a_share_that_prices_call_impossible(tmp_path: Path, monkeypatch: pytest
     table = Table(target("cpu"), 1, tmp_path / "t.json")
     times = [latency.predict(graph_of(one), feeds, table).total for one in (proto, result.proto)]
     assert 0.36 <= times[1] / times[0] <= 0.41
+
+
+def test_a_candidate_that_would_take_the_process_along_is_refused(tmp_path: Path) -> None:
+    """onnxruntime dereferences the bias that this Attention does not have."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Reshape", ["a", "rows"], ["b"]),
+        helper.make_node("Attention", ["b", "w"], ["c"], domain="com.microsoft", num_heads=2),
+    ]
+    shape = numpy_helper.from_array(np.array([1, 36, 8]), "rows")
+    weights = [weight("w1", 8, 3, 3, 3), weight("w", 8, 24), shape]
+    graph = helper.make_graph(nodes, "crash", [floats("x", 1, 3, 8, 8)], [floats("c", 1, 36, 8)], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    original = net()
+    paths = [write(original, tmp_path / "a.onnx")]
+    paths.append(write(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "b.onnx"))
+    found = compared(target("cpu"), paths, comparison.inputs(graph_of(original)))
+    assert found.broken
+    assert found.failed.startswith("candidate refused: its Attention without a bias crashes")

@@ -143,3 +143,18 @@ def test_types_that_onnxruntime_has_few_kernels_for(dtype: type, outside: bool, 
     np.testing.assert_array_equal(small["w1"], old["w1"][:, list(keep.units)])
     np.testing.assert_array_equal(small["w2"], old["w2"][list(keep.units)])
     assert small["w1"].dtype == dtype
+
+
+def test_a_file_for_engines_holds_its_weights_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = files.load(write(network(), tmp_path))
+    assert any(map(stored.is_stored, loaded.proto.graph.initializer))
+    files.save_whole(loaded.proto, tmp_path / "whole.onnx")
+    assert files.load(tmp_path / "whole.onnx").files == {tmp_path / "whole.onnx"}
+    monkeypatch.setattr(files, "INSIDE", 1000)
+    files.save_whole(loaded.proto, tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx.data").stat().st_size > 1000
+    wanted = tensors_of(network())
+    assert tensors_of(onnx.load(tmp_path / "whole.onnx")) == wanted
+    assert tensors_of(onnx.load(tmp_path / "large.onnx")) == wanted

@@ -22,6 +22,7 @@ from models.control_flow import CONTROL_FLOW
 from onnxprune import comparison
 from onnxprune import model as models
 from onnxprune.allocation import Alignment
+from onnxprune.comparison import Reference
 from onnxprune.plan import Plan
 from onnxprune.sizes import dynamic_dims
 from onnxprune.targets import TARGETS, target
@@ -100,7 +101,8 @@ def test_a_provider_that_takes_no_node_is_refused(tmp_path: Path) -> None:
     assert Idle().state().reach == "runs"
     with pytest.raises(TargetError, match=rf"^no node runs on {IDLE} \(\d+ on {CPU}\)$"):
         Idle().load(path)
-    found = comparison.compare(Idle(), path, path, [truth(path, 0)[0], truth(path, 1)[0]])
+    both = Reference(path, [truth(path, 0)[0], truth(path, 1)[0]])
+    found = comparison.compare(Idle(), both, both)
     assert found.failed.startswith(f"original refused: no node runs on {IDLE}")
     assert found.agrees is None
 
@@ -425,7 +427,8 @@ def test_a_back_end_that_returns_zeros_is_found(tmp_path: Path, monkeypatch: pyt
     engine = Saver().load(path)
     assert not np.asarray(engine.run(feeds[0])["logits"]).any()
     engine.close()
-    found = comparison.compare(Saver(), path, path, feeds)
+    both = Reference(path, feeds)
+    found = comparison.compare(Saver(), both, both)
     assert found.failed == "original fails: returned the same values for different inputs: output 'logits'"
 
 

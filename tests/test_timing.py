@@ -20,7 +20,7 @@ import pytest
 from onnx import helper
 from rich.console import Console
 
-from onnxprune import timing
+from onnxprune import model, timing
 from onnxprune.runtime import Feeds
 from onnxprune.targets import Engine, TargetError
 from onnxprune.targets.cpu import PROVIDER, Cpu, CpuEngine
@@ -236,8 +236,8 @@ def test_the_least_of_a_round_counts(path: Path) -> None:
 def test_models_in_memory_are_loaded_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.002)
     assert len(timing.compare_models(Cpu(), [net(), net()], FEEDS).candidate.ratios) == timing.ROUNDS
-    monkeypatch.setattr(timing, "INSIDE", 100)  # weights go beside the model
-    monkeypatch.setattr(timing, "EXTERNAL_BYTES", 100)
+    monkeypatch.setattr(model, "INSIDE", 100)  # weights go beside the model
+    monkeypatch.setattr(model, "ALIGNMENT", 64)
     assert timing.compare_models(Cpu(), [net(), net()], FEEDS).engines[0].nodes
     broken = net([helper.make_node("NoSuchOperator", ["a"], ["b"])])
     with pytest.raises(TargetError, match=r"^the candidate does not load: .*NoSuchOperator"):
@@ -263,7 +263,6 @@ def test_what_only_looks_faster_is_not(path: Path) -> None:
     assert min(found.candidate.work) > max(found.engines[0].work)
     judged = verdict(found)
     assert judged.outcome == "cannot tell"
-    assert not judged.accepted
     assert "the ratio of CPU times is" in judged.text
 
 
@@ -323,8 +322,6 @@ def test_verdict(ratios: list[float], outcome: str) -> None:
     assert judged.outcome == outcome
     assert judged.text.startswith(f"{outcome}, 1 ms -> ")
     assert f"(rounds {min(ratios):.3f} to {max(ratios):.3f})" in judged.text
-    assert judged.accepted is (outcome == "faster")
-    assert verdict(made(ratios), allow_slower=True) == replace(judged, accepted=True)
 
 
 def test_on_a_contended_machine_cpu_time_has_to_agree() -> None:

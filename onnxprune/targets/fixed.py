@@ -11,13 +11,11 @@ import onnx
 from onnxprune import flow
 from onnxprune import model as models
 from onnxprune.errors import UserError
-from onnxprune.model import Model
+from onnxprune.model import INSIDE, Model
 from onnxprune.runtime import Feeds, RunError, make_feeds
 from onnxprune.shapes import analyse
 from onnxprune.sizes import Sizes, assignments, dynamic_dims
 from onnxprune.targets.target import TargetError
-
-INSIDE = 2**30  # bytes of a model whose weights are copied into one file
 
 
 def opened(path: Path) -> tuple[Model, Feeds]:
