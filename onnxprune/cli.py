@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -37,6 +38,7 @@ from onnxprune.report import PlainConsole
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
+STDOUT = Path("-")
 
 
 class _Commands(click.Group):
@@ -105,6 +107,48 @@ def main() -> None:
     """
 
 
+# -------------------------------------------------------------------------------------------- options
+
+
+def _located(_: click.Context, option: click.Parameter, data: str | None) -> str | None:
+    if data is not None and not data.strip():
+        raise UserError(f"{option.opts[0]}: give a path, or module:function")
+    return data
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--ratios {text}: expected shares with commas, as 0.1,0.25,0.5") from None
+
+
+def _data(*names: str, text: str, required: bool = False) -> Callable[[F], F]:
+    return click.option(*names, metavar="DATA", callback=_located, required=required, help=text)
+
+
+def _samples(default: int | None) -> Callable[[F], F]:
+    shown = default is not None or "all"
+    return click.option("--samples", type=click.IntRange(2), default=default, show_default=shown, metavar="N", help="How many of them.")  # fmt: skip
+
+
+def _metric(default: str) -> Callable[[F], F]:
+    text = f"top1, top5, f1, mse, agreement, kl, cosine, snr or module:function (default: {default})."
+    return click.option("--metric", metavar="NAME", help=text)
+
+
+def _seed(of: str) -> Callable[[F], F]:
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help=f"Seed of {of}.")  # fmt: skip
+
+
+_preprocess = click.option("--preprocess", type=Preprocess.parse, metavar="SPEC", help="Of images: imagenet, 0-1, -1-1; then ,size= ,mean= ,std= ,layout= ,bgr.")  # fmt: skip
+_criterion = click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked.")  # fmt: skip
+_threads = click.option("--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="That models are timed with.")  # fmt: skip
+_page = click.option("--html", "page", type=FILE, help="Also write a page of it that opens in any browser.")
+_json_out = click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")  # fmt: skip
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 def _choices(command: F) -> F:
     """The options that decide what is removed."""
     options = (
@@ -118,10 +162,10 @@ def _choices(command: F) -> F:
         click.option("--macs", type=float, metavar="S", help="Keep this share of the MACs instead."),
         click.option("--params", type=float, metavar="S", help="Keep this share of the parameters instead."),
         click.option("--bytes", type=float, metavar="S", help="Keep this share of the weight bytes instead."),
-        click.option("--data", metavar="DATA", help="Unlabelled inputs to score and repair with: images, .npy, .npz, ONNX test data, a data set, module:function."),
-        click.option("--samples", type=click.IntRange(2), default=pipeline.SAMPLES, show_default=True, metavar="N", help="How many of them."),
-        click.option("--preprocess", metavar="SPEC", help="Of images: imagenet, 0-1, -1-1; then ,size= ,mean= ,std= ,layout= ,bgr."),
-        click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked."),
+        _data("--data", text="Unlabelled inputs to score and repair with: images, .npy, .npz, ONNX test data, a data set, module:function."),
+        _samples(pipeline.SAMPLES),
+        _preprocess,
+        _criterion,
         click.option("--allocation", "strategy", type=click.Choice(("auto", *STRATEGIES)), default="auto", show_default=True, help="How much goes where."),
         click.option("--steps", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Prune in N steps, repaired and scored anew after each."),
         click.option("--target", "targets", multiple=True, metavar="TARGET", help="Where it is to run (repeatable; see `onnxprune targets`)."),
@@ -131,7 +175,7 @@ def _choices(command: F) -> F:
         click.option("--exclude", multiple=True, metavar="PATTERN", help="Never groups that touch a node or weight of this name (repeatable)."),
         click.option("--allow-lossy", is_flag=True, help="Also cut axes that a statistic (LayerNorm, mean) is taken over."),
         click.option("--repair", type=click.Choice(REPAIRS), default="auto", show_default=True, help="How what stays makes up for what went."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the samples drawn, of made-up inputs, of --criterion random."),
+        _seed("the samples drawn, of made-up inputs, of --criterion random"),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -139,29 +183,12 @@ def _choices(command: F) -> F:
 
 
 def _options(given: dict[str, Any]) -> tuple[Options, Inputs]:
-    inputs = Inputs(
-        _located(given.pop("data")),
-        given.pop("samples"),
-        _preprocess(given.pop("preprocess")),
-        _located(given.pop("judge", None)),
-        given.pop("metric", None),
-        given.pop("table", None),
-        given.pop("allow_slower", False),
-    )
-    return Options(**given), inputs
+    """What the options of `_choices`, and those of shrink alone, ask for."""
+    fed = {field.name: given.pop(field.name) for field in dataclasses.fields(Inputs) if field.name in given}
+    return Options(**given), Inputs(**fed)
 
 
-def _preprocess(text: str | None) -> Preprocess | None:
-    return None if text is None else Preprocess.parse(text)
-
-
-def _located(data: str | None) -> str | None:
-    if data is not None and not data.strip():
-        raise UserError("--data: give a path, or module:function")
-    return data
-
-
-_page = click.option("--html", "page", type=FILE, help="Also write a page of it that opens in any browser.")
+# ------------------------------------------------------------------------------------------- commands
 
 
 @main.command()
@@ -169,7 +196,7 @@ _page = click.option("--html", "page", type=FILE, help="Also write a page of it 
 @click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.pruned.onnx).")
 @_choices
 @click.option("--plan-out", type=FILE, help="Also write the plan.")
-@click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+@_json_out
 @_page
 @click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
 @click.option(
@@ -192,17 +219,8 @@ _page = click.option("--html", "page", type=FILE, help="Also write a page of it 
     help="Times of pieces, read and added to; for a target that does not run here, made on its device.",
 )
 @click.option("--allow-slower", is_flag=True, help="Write a result that is no faster on a --target, too.")
-@click.option(
-    "--eval",
-    "judge",
-    metavar="DATA",
-    help="Data to measure the metric on, before and after (default: --data).",
-)
-@click.option(
-    "--metric",
-    metavar="NAME",
-    help="top1, top5, f1, mse, agreement, kl, cosine, snr or module:function (default: what fits the data).",
-)
+@_data("--eval", "judge", text="Data to measure the metric on, before and after (default: --data).")
+@_metric("what fits the data")
 def shrink(
     model: Path,
     output: Path | None,
@@ -225,7 +243,9 @@ def shrink(
     _protect((model,), (target, plan_out, json_out, page), binary=True)
     with _Progress() as progress:
         result = pipeline.prune(model, options, progress, inputs)
-    _write(result, target, plan_out, json_out, page)
+    _write(
+        result, target, (plan_out, lambda _: result.plan.to_json()), (json_out, _report), (page, html.page)
+    )
 
 
 @main.command()
@@ -247,8 +267,8 @@ def plan(model: Path, output: Path, **given: Any) -> None:
 @click.argument("model", type=FILE)
 @click.argument("plan", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the pruned model.")
-@click.option("--data", metavar="DATA", help="The data that the plan was made with, where it repairs.")
-@click.option("--preprocess", metavar="SPEC", help="The preprocessing that it was made with.")
+@_data("--data", text="The data that the plan was made with, where it repairs; with the same --preprocess.")
+@_preprocess
 @click.option(
     "--repair",
     type=click.Choice(("plan", "none")),
@@ -256,14 +276,14 @@ def plan(model: Path, output: Path, **given: Any) -> None:
     show_default=True,
     help="Repair as the plan says, or make the cut alone.",
 )
-@click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+@_json_out
 @_page
 def apply(
     model: Path,
     plan: Path,
     output: Path,
     data: str | None,
-    preprocess: str | None,
+    preprocess: Preprocess | None,
     repair: str,
     json_out: Path | None,
     page: Path | None,
@@ -272,20 +292,15 @@ def apply(
     _protect((model, plan), (output, json_out, page), binary=True)
     edits = Plan.load(plan)
     with _Progress() as progress:
-        result = pipeline.apply_plan(
-            model,
-            edits,
-            progress,
-            Inputs(_located(data), preprocess=_preprocess(preprocess)),
-            cut_only=repair == "none",
-        )
-    _write(result, output, None, json_out, page)
+        inputs = Inputs(data, preprocess=preprocess)
+        result = pipeline.apply_plan(model, edits, progress, inputs, cut_only=repair == "none")
+    _write(result, output, (json_out, _report), (page, html.page))
 
 
 @main.command()
 @click.argument("model", type=FILE)
 @click.option("--why", "name", metavar="NAME", help="Explain the axes of one node or tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 def inspect(model: Path, name: str | None, as_json: bool) -> None:
     """Show the groups of MODEL, and what is pinned and why."""
     blocks = Blocks(DependencyGraph(pipeline.open_model(model)))
@@ -311,7 +326,9 @@ def fold(model: Path, output: Path) -> None:
 
 @main.command()
 @click.argument("model", type=FILE)
-@click.option("--data", metavar="DATA", required=True, help="Inputs that give the ranges, as for shrink.")
+@_data("--data", text="Inputs that give the ranges, as for shrink.", required=True)
+@_samples(pipeline.SAMPLES)
+@_preprocess
 @click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.quantised.onnx).")
 @click.option(
     "--target",
@@ -322,34 +339,21 @@ def fold(model: Path, output: Path) -> None:
     help=f"Where it is to run: {', '.join(quantisation.QUANTISED_FOR)}.",
 )
 @click.option(
-    "--samples",
-    type=click.IntRange(2),
-    default=pipeline.SAMPLES,
-    show_default=True,
-    metavar="N",
-    help="How many inputs.",
-)
-@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
-@click.option(
     "--exclude",
     multiple=True,
     metavar="PATTERN",
     help="Leave a node or weight of this name in float (repeatable).",
 )
-@click.option("--eval", "judge", metavar="DATA", help="Data to measure the metric on (default: --data).")
-@click.option("--metric", metavar="NAME", help="As for shrink (default: what fits the data).")
+@_data("--eval", "judge", text="Data to measure the metric on (default: --data).")
+@_metric("what fits the data")
 @click.option("--original", type=FILE, help="The model before pruning, for a column of its own.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the samples drawn."
-)
-@click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")
+@_seed("the samples drawn")
+@_json_out
 def quantize(
     model: Path,
     data: str,
     output: Path | None,
     where: str,
-    preprocess: str | None,
-    judge: str | None,
     original: Path | None,
     json_out: Path | None,
     **given: Any,
@@ -359,46 +363,18 @@ def quantize(
     inputs = (model, original) if original is not None else (model,)
     _protect(inputs, (place, json_out), binary=True)
     with _Progress() as progress:
-        result = quantisation.quantise(
-            model,
-            _located(data) or "",
-            where,
-            preprocess=_preprocess(preprocess),
-            judge=_located(judge),
-            original=original,
-            progress=progress,
-            **given,
-        )
-    _write_made(result, place, json_out)
-
-
-_threads = click.option(
-    "--threads",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="That models are timed with.",
-)
+        result = quantisation.quantise(model, data, where, original=original, progress=progress, **given)
+    _write(result, place, (json_out, _report))
 
 
 @main.command()
 @click.argument("original", type=FILE)
 @click.argument("candidate", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, help="The plan that made CANDIDATE, to check equivalence.")
-@click.option("--data", metavar="DATA", help="Inputs, with labels or without, to compare both models on.")
-@click.option(
-    "--samples",
-    type=click.IntRange(2),
-    default=None,
-    show_default="all",
-    metavar="N",
-    help="How many of them.",
-)
-@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
-@click.option(
-    "--metric", metavar="NAME", help="As for shrink (default: what fits the labels, where there are any)."
-)
+@_data("--data", text="Inputs, with labels or without, to compare both models on.")
+@_samples(None)
+@_preprocess
+@_metric("what fits the labels, where there are any")
 @click.option(
     "--target",
     "targets",
@@ -408,21 +384,17 @@ _threads = click.option(
 )
 @_threads
 @_page
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 @click.pass_context
 def validate(
     ctx: click.Context,
+    /,
     original: Path,
     candidate: Path,
     plan_file: Path | None,
-    data: str | None,
-    samples: int | None,
-    preprocess: str | None,
-    metric: str | None,
-    targets: tuple[str, ...],
-    threads: int,
     page: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Judge CANDIDATE against ORIGINAL: structure, equivalence, outputs on data, latency.
 
@@ -430,17 +402,7 @@ def validate(
     Exits 1 if CANDIDATE is broken or not what the plan says.
     """
     _protect((original, candidate), (page,))
-    result = api.validate(
-        original,
-        candidate,
-        Plan.load(plan_file) if plan_file else None,
-        data=_located(data),
-        samples=samples,
-        preprocess=_preprocess(preprocess),
-        metric=metric,
-        targets=targets,
-        threads=threads,
-    )
+    result = api.validate(original, candidate, Plan.load(plan_file) if plan_file else None, **given)
     if page is not None:
         _write_text(page, html.page({"model": f"{candidate}", **result.as_dict()}))
     if as_json:
@@ -453,60 +415,34 @@ def validate(
 
 @main.command()
 @click.argument("model", type=FILE)
-@click.option("--data", metavar="DATA", required=True, help="Inputs, with labels or without, as for shrink.")
+@_data("--data", text="Inputs, with labels or without, as for shrink.", required=True)
+@_samples(survey.SAMPLES)
+@_preprocess
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write JSON ('-': to stdout).")
 @click.option(
     "--ratios",
+    type=_ratios,
     default=",".join(map(str, survey.RATIOS)),
     show_default=True,
     metavar="R,...",
     help="Shares of each group that go.",
 )
-@click.option(
-    "--metric",
-    metavar="NAME",
-    help="As for shrink (default: what fits the labels; without labels, the error of the outputs).",
-)
-@click.option(
-    "--criterion",
-    type=click.Choice(("auto", *criteria.NAMES)),
-    default="auto",
-    show_default=True,
-    help="Which units go first.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(2),
-    default=survey.SAMPLES,
-    show_default=True,
-    metavar="N",
-    help="How many inputs.",
-)
-@click.option("--preprocess", metavar="SPEC", help="Of images, as for shrink.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Seed of the samples drawn, of --criterion random.",
-)
-def sensitivity(model: Path, data: str, output: Path, preprocess: str | None, **given: Any) -> None:
+@_metric("what fits the labels; without labels, the error of the outputs")
+@_criterion
+@_seed("the samples drawn, of --criterion random")
+def sensitivity(model: Path, data: str, output: Path, preprocess: Preprocess | None, **given: Any) -> None:
     """Measure what MODEL loses when one group or residual block alone is cut.
 
     The file is written while the survey goes on: after an interruption the same command continues it.
     """
-    ratios = _ratios(given.pop("ratios"))
     _protect((model,), (output,))
     opened = pipeline.open_model(model)
     _protect(tuple(opened.files), (output,))
     path = None if output == STDOUT else output
-    asked = survey.Asked(ratios=ratios, **given)
+    asked = survey.Asked(**given)
     try:
         with _Progress() as progress:
-            found = survey.survey(
-                opened, _located(data) or "", asked, _preprocess(preprocess), path, progress
-            )
+            found = survey.survey(opened, data, asked, preprocess, path, progress)
     except KeyboardInterrupt:
         if path is not None and path.exists():
             text = f"interrupted; {path} holds what was measured, and the same command goes on from there"
@@ -532,7 +468,7 @@ def sensitivity(model: Path, data: str, output: Path, preprocess: str | None, **
     help="Where (repeatable; all: every one that is here).",
 )
 @_threads
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -565,7 +501,7 @@ def bench(
     "--target", "name", required=True, metavar="TARGET", help="Whose compiler; see `onnxprune targets`."
 )
 @click.option("-o", "--output", type=FILE, help="Where to write the engine (default: build and throw away).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 def build(model: Path, name: str, output: Path | None, as_json: bool) -> None:
     """Compile MODEL for a target, and show the command lines that do the same with its own tools."""
     if output is not None:
@@ -583,7 +519,7 @@ def build(model: Path, name: str, output: Path | None, as_json: bool) -> None:
 
 
 @main.command("targets")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_as_json
 def targets_(as_json: bool) -> None:
     """List the targets: which run here, which only build, what the others need, and what each aligns to."""
     found = targets.described()
@@ -600,31 +536,21 @@ def targets_(as_json: bool) -> None:
     _console().print(table)
 
 
-def _ratios(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--ratios {text}: expected shares with commas, as 0.1,0.25,0.5") from None
-
-
 # --------------------------------------------------------------------------------------------- output
 
 
-STDOUT = Path("-")
-
-
 def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: bool = False) -> None:
-    """Refuse to overwrite an input, or to write two things to one place; before any work is done."""
+    """Refuse to overwrite an input, to write two things to one place, or where nothing can be written; before
+    any work is done. binary: the first target is a model."""
     given = [target for target in targets if target is not None]
     if binary and given[0] == STDOUT:
         raise UserError("-o -: a model is not written to standard output; give a path")
-    if len({target if target == STDOUT else target.resolve() for target in given}) < len(given):
-        raise UserError(f"{given[-1]}: two outputs have the same path; give each its own")
+    _distinct(given)
     for target in given:
         if target == STDOUT or not all(source.exists() for source in inputs):  # a missing input is said later
             continue
         if any(same_file(target, source) for source in inputs):
-            raise UserError(f"{target}: the output is the input; choose another path with -o")
+            raise UserError(f"{target}: the output is the input; choose another path")
         if not target.parent.is_dir():
             raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")
         if not _allowed(target.parent, os.W_OK) and all(_allowed(source, os.R_OK) for source in inputs):
@@ -633,63 +559,47 @@ def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: boo
             )
 
 
+def _distinct(targets: Sequence[Path]) -> None:
+    """Refuse to write two things to one place."""
+    places: set[Path] = set()
+    for target in targets:
+        place = target if target == STDOUT else target.resolve()
+        if place in places:
+            raise UserError(f"{target}: two outputs have the same path; give each its own")
+        places.add(place)
+
+
 def _allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _write(
-    result: Result, target: Path, plan_out: Path | None, json_out: Path | None, page: Path | None
+    made: Result | Quantised, model: Path, *told: tuple[Path | None, Callable[[dict[str, Any]], str]]
 ) -> None:
-    """Everything or nothing: the files take their places together, at the end."""
-    data = {path.resolve() for path in result.data_files(target)}
-    for path in filter(None, (plan_out, json_out, page)):
-        if any(same_file(path, source) for source in result.sources):
-            raise UserError(f"{path}: this would overwrite the input; choose another path")
-        if path.resolve() in data:
-            raise UserError(f"{path}: two outputs have the same path; give each its own")
+    """Everything or nothing: the files take their places together, at the end.
+
+    told  what is written besides the model: where (None: nowhere), and the text as a function of the report
+    """
+    texts = {path: text for path, text in told if path is not None}
+    files = [path for path in texts if path != STDOUT]
+    _protect(tuple(made.sources), files)
+    _distinct([*made.data_files(model), *files])
     with contextlib.ExitStack() as stack:
-        plan_file, report_file, page_file = (
-            stack.enter_context(atomic(path)) if path is not None and path != STDOUT else None
-            for path in (plan_out, json_out, page)
-        )
-        if plan_file is not None:
-            plan_file.write_text(result.plan.to_json(), encoding="utf-8")
-        written = result.save(target)
-        facts = {**result.report.as_dict(), "output": str(target), "file_bytes": written}
-        report, shown = _json(facts), html.page(facts)
-        if report_file is not None:
-            report_file.write_text(report + "\n", encoding="utf-8")
-        if page_file is not None:
-            page_file.write_text(shown, encoding="utf-8")
-    if plan_out == STDOUT:
-        click.echo(result.plan.to_json(), nl=False)
-    if json_out == STDOUT:
-        click.echo(report)
-    if page == STDOUT:
-        click.echo(shown, nl=False)
-    if STDOUT not in (plan_out, json_out, page):
-        result.report.print(_console())
-        _console().print(f"wrote {target} ({written:,} bytes)", soft_wrap=True)
+        temporaries = [stack.enter_context(atomic(path)) for path in files]
+        written = made.save(model)
+        facts = {**made.report.as_dict(), "output": str(model), "file_bytes": written}
+        contents = {path: text(facts) for path, text in texts.items()}
+        for path, temporary in zip(files, temporaries, strict=True):
+            temporary.write_text(contents[path], encoding="utf-8")
+    if STDOUT in contents:
+        click.echo(contents[STDOUT], nl=False)
+        return
+    made.report.print(_console())
+    _console().print(f"wrote {model} ({written:,} bytes)", soft_wrap=True)
 
 
-def _write_made(result: Quantised, target: Path, json_out: Path | None) -> None:
-    """The model and its report: both or neither."""
-    beside = {path.resolve() for path in result.data_files(target)}
-    if json_out is not None and any(same_file(json_out, source) for source in result.sources):
-        raise UserError(f"{json_out}: this would overwrite the input; choose another path")
-    if json_out is not None and json_out.resolve() in beside:
-        raise UserError(f"{json_out}: two outputs have the same path; give each its own")
-    with contextlib.ExitStack() as stack:
-        file = None if json_out in (None, STDOUT) else stack.enter_context(atomic(json_out))
-        written = result.save(target)
-        report = _json({**result.report.as_dict(), "output": str(target), "file_bytes": written})
-        if file is not None:
-            file.write_text(report + "\n", encoding="utf-8")
-    if json_out == STDOUT:
-        click.echo(report)
-    else:
-        result.report.print(_console())
-        _console().print(f"wrote {target} ({written:,} bytes)", soft_wrap=True)
+def _report(facts: dict[str, Any]) -> str:
+    return _json(facts) + "\n"
 
 
 def _write_text(path: Path, text: str) -> None:
