@@ -7,17 +7,19 @@ number of milliseconds. Counts are chosen by magnitude and the same share everyw
 shape; but a share of the time is solved for as a user would, with channels, heads, neurons and layers in one budget
 (64 made-up samples). *Speed-up* is set against MACs before over MACs after. The ladder cuts every network by many
 shares. Peers are asked for half the MACs (`benchmarks/serving.py`), and onnxprune for no fewer than they then have: all
-three run in turns.
+three run in turns. Torch-Pruning cuts networks that are trained here, and well-known ones of PyTorch
+(`benchmarks/torch_networks.py`), which are exported before and after.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,25 @@ import numpy as np
 import onnx
 
 import onnxprune
-from benchmarks.common import Benchmark, Figure, NotHereError, Results, isolated, kept, run, stamp, table
+from benchmarks.common import (
+    ROOT,
+    Benchmark,
+    Figure,
+    NotHereError,
+    Results,
+    isolated,
+    kept,
+    run,
+    stamp,
+    table,
+)
 from benchmarks.peers import peer_environment, share_of
 from benchmarks.serving import NEAR, PeerError, bisected
 from benchmarks.subjects import subject
 from benchmarks.tasks import TASKS, fashion_calibration
 from models.environments import NotInstallable, environment
 from models.exported import EXPORTED, Sizes
-from models.fetch import TORCH, default_cache
+from models.fetch import TORCH, TORCH_NETWORKS, default_cache
 from onnxprune import comparison, latency, timing
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import OnnxPruneError
@@ -54,6 +67,7 @@ SUBJECTS: dict[str, Callable[[Path], Path]] = {
     "fashion-vit": lambda _: TASKS["fashion-vit"].model(),
 }
 FASHION = ("fashion-resnet", "fashion-vgg", "fashion-densenet", "fashion-vit", "fashion-mobilenet-se")
+IN_PYTORCH = ("mobilenet_v2", "efficientnet-lite0", "resnet50", "minilm", "vit-small")
 NAMES = (*SUBJECTS, *(name for name in FASHION if name not in SUBJECTS))
 PLAIN: dict[str, Any] = {
     "criterion": "l2", "allocation": "uniform", "repair": "none", "targets": ("cpu",), "allow_slower": True,
@@ -70,24 +84,29 @@ def measure(names: Sequence[str] = NAMES) -> Results:
             print(f"{name} ...", file=sys.stderr, flush=True)
             if name in SUBJECTS:
                 rows[name] = isolated(_row, name, Path(folder))
-                beside[f"{name}, onnxsim"] = isolated(_beside, name, "onnxsim", Path(folder))
-            if name in FASHION:
-                beside[f"{name}, Torch-Pruning"] = isolated(_beside, name, "Torch-Pruning", Path(folder))
-    keys = [f"{name}, {peer}" for name in NAMES for peer in PEERS]
+            for key, peer in duels(name).items():
+                beside[key] = isolated(_beside, name, peer, Path(folder))
     return {
         "rows": {name: rows[name] for name in SUBJECTS if name in rows},
-        "beside": {key: beside[key] for key in keys if key in beside},
+        "beside": {key: beside[key] for name in NAMES for key in duels(name) if key in beside},
     }
+
+
+def duels(name: str) -> dict[str, str]:
+    """The rows of a network beside peers, and their peers."""
+    return {f"{name}, {peer}": peer for peer, (_, names) in PEERS.items() if name in names}
 
 
 def _row(name: str, folder: Path) -> dict[str, Any]:
     path = SUBJECTS[name](folder)
     os.environ["ONNXPRUNE_CACHE"] = str(folder / "tables")  # times of today
+    result = onnxprune.shrink(path, macs=HALF, **PLAIN)
+    half = _timed(result)
     return {
-        "half": _shrunk(path, macs=HALF),
+        "half": half,
         "share": _shrunk(path, latency=SHARE, **SEARCH),
         "ladder": {f"{ratio}": _shrunk(path, channels=ratio) for ratio in LADDER},
-        "predicted": _predicted(path),
+        "predicted": _predicted(path, result, half),
     }
 
 
@@ -101,67 +120,91 @@ def _vit(path: Path) -> Path:
 def _shrunk(path: Path, **options: Any) -> dict[str, Any]:
     """MACs kept and the time; or why there is no result."""
     try:
-        report = onnxprune.shrink(path, **{**PLAIN, **options}).report
+        return _timed(onnxprune.shrink(path, **{**PLAIN, **options}))
     except OnnxPruneError as error:
         return {"failed": f"{error}"}
-    (found,) = report.targets
+
+
+def _timed(result: onnxprune.Result) -> dict[str, Any]:
+    (found,) = result.report.targets
     assert found.timing is not None
     given = found.timing.as_dict()
     return {
-        "macs": report.kept["macs"],
+        "macs": result.report.kept["macs"],
         "error": max(found.errors.values()),
         **{key: given[key] for key in ("before", "after", "ratio", "range", "contended")},
     }
 
 
-def _predicted(path: Path) -> dict[str, float]:
-    """The ratio that the times of pieces predict at half the MACs, and the one that is measured."""
-    cpu = target("cpu")
-    original = onnx.load(path)
-    result = onnxprune.shrink(path, macs=HALF, **PLAIN)
-    graph = DependencyGraph(Model(original))
+def _predicted(path: Path, result: onnxprune.Result, timed: dict[str, Any]) -> dict[str, float]:
+    """The ratio that the times of pieces predict for a result, and the one that was measured."""
+    graph = DependencyGraph(Model(onnx.load(path)))
     feeds = comparison.inputs(graph)[0]
-    times = latency.Table(cpu, 1)
+    times = latency.Table(target("cpu"), 1)
     whole = latency.predict(graph, feeds, times).total
-    after = latency.predict(DependencyGraph(Model(result.proto)), feeds, times).total
-    measured = timing.compare_models(cpu, (original, result.proto), feeds)
-    return {
-        "sum": whole / measured.engines[0].milliseconds,
-        "predicted": after / whole,
-        "measured": measured.ratio,
-    }
+    after = latency.predict(DependencyGraph(Model(result.model)), feeds, times).total
+    return {"sum": whole / timed["before"], "predicted": after / whole, "measured": timed["ratio"]}
 
 
-def _onnxsim(path: Path, folder: Path) -> AbstractContextManager[Callable[[float], Path]]:
+# Peers: a network's original, and a cut of it to a share of the MACs
+
+Opened = tuple[Path, Callable[[float], Path]]
+
+
+@contextmanager
+def _onnxsim(name: str, folder: Path) -> Iterator[Opened]:
+    path = SUBJECTS[name](folder)
     feeds = comparison.inputs(DependencyGraph(Model(onnx.load(path))))[0]
     given = folder / "feeds.npz"
     np.savez(given, **feeds)  # type: ignore[arg-type]
-    return bisected(
-        peer_environment(), "benchmarks.onnxsim_prune", [path, "l2", given, "together"], share_of(path)
-    )
+    arguments: list[str | Path] = [path, "l2", given, "together"]
+    with bisected(peer_environment(), "benchmarks.onnxsim_prune", arguments, share_of(path)) as cut:
+        yield path, cut
 
 
-def _torch_pruning(path: Path, folder: Path) -> AbstractContextManager[Callable[[float], Path]]:
+@contextmanager
+def _torch_pruning(name: str, folder: Path, round_to: int = 1) -> Iterator[Opened]:
+    interpreter = _interpreter(TORCH if name in FASHION else TORCH_NETWORKS)
+    arguments: list[str | Path]
+    if name in FASHION:
+        path = TASKS[name].model()
+        images, labels = fashion_calibration()
+        given = folder / "labelled.npz"
+        np.savez(given, image=images, label=labels)
+        module, arguments = "torch_pruning_prune", [name, path.with_suffix(".pt"), "magnitude", given]
+    else:
+        path = folder / f"{name}-pytorch.onnx"
+        module, arguments = "torch_networks", [name, f"{round_to}"]
+        command = [str(interpreter), "-W", "ignore", "-m", f"benchmarks.{module}", name, str(path)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with bisected(interpreter, f"benchmarks.{module}", arguments, share_of(path)) as cut:
+        yield path, cut
+
+
+def _interpreter(requirements: Sequence[str]) -> Path:
     try:
-        interpreter = environment(default_cache(), TORCH)
+        return environment(default_cache(), requirements)
     except NotInstallable as error:
         raise NotHereError(str(error)) from error
-    images, labels = fashion_calibration()
-    given = folder / "labelled.npz"
-    np.savez(given, image=images, label=labels)
-    name = next(name for name in FASHION if TASKS[name].model() == path)
-    arguments: list[str | Path] = [name, path.with_suffix(".pt"), "magnitude", given]
-    return bisected(interpreter, "benchmarks.torch_pruning_prune", arguments, share_of(path))
 
 
-PEERS = {"onnxsim": _onnxsim, "Torch-Pruning": _torch_pruning}
+def _rounded(name: str, folder: Path) -> AbstractContextManager[Opened]:
+    """As its README recommends for speed."""
+    return _torch_pruning(name, folder, 8)
+
+
+PEERS: dict[str, tuple[Callable[[str, Path], AbstractContextManager[Opened]], tuple[str, ...]]] = {
+    "onnxsim": (_onnxsim, tuple(SUBJECTS)),
+    "Torch-Pruning": (_torch_pruning, (*IN_PYTORCH, *FASHION)),
+    "Torch-Pruning to multiples of 8": (_rounded, IN_PYTORCH),
+}
+"""How they are opened, and on which networks."""
 
 
 def _beside(name: str, peer: str, folder: Path) -> dict[str, Any]:
     """A peer's model of half the MACs, ours of as many, and the original, in turns; or why there is none."""
-    path = SUBJECTS[name](folder) if name in SUBJECTS else TASKS[name].model()
     try:
-        with PEERS[peer](path, folder) as cut:
+        with PEERS[peer][0](name, folder) as (path, cut):
             theirs = cut(HALF)
             share = share_of(path)(theirs)
             ours = _as_many(path, share)

@@ -21,10 +21,10 @@ from benchmarks.subjects import TRAINED, filled, subject
 from benchmarks.tasks import TASKS
 from models.fetch import LIGHT
 from onnxprune import comparison
-from onnxprune.comparison import Reference
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import load
+from onnxprune.reference import Reference
 from onnxprune.targets import TARGETS, target
 
 RATIO = 0.3

@@ -476,6 +476,9 @@ RECIPES = {
 TORCH = ("torch==2.13.0", "torch-pruning==1.6.1", "onnx==1.23.2", "onnxscript==0.7.2", "numpy==2.4.6")
 """The environment of `models/train.py`, and of Torch-Pruning in the benchmarks."""
 
+TORCH_NETWORKS = (*TORCH, "torchvision==0.28.0", "timm==1.0.31", "transformers==5.23.0")
+"""The environment of well-known networks in PyTorch; one of its own, as nobody needs it to train."""
+
 LIGHT = (
     "light_bvlc_alexnet",
     "light_densenet121",

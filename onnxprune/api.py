@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnxprune import comparison, metrics, outcome, pipeline, quantisation, surg
 from onnxprune.blocks import Blocks
 from onnxprune.comparison import OnTarget
 from onnxprune.cost import Cost, CostModel
-from onnxprune.data import Preprocess, Spec, open_data, synthetic
+from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
@@ -188,6 +188,7 @@ class Validation:
     before, after
                  what both models cost; none of a broken candidate
     parts        units of every group, as far as the plan or the names of weights tell
+    provenance   versions, and the digests of both models
     """
 
     problems: tuple[str, ...]
@@ -203,6 +204,7 @@ class Validation:
     before: Cost | None = None
     after: Cost | None = None
     parts: tuple[Part, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -226,6 +228,7 @@ class Validation:
             "before": None if self.before is None else self.before.as_dict(),
             "after": None if self.after is None else self.after.as_dict(),
             "parts": [asdict(part) for part in self.parts],
+            "provenance": dict(self.provenance),
         }
 
     def print(self, console: Console) -> None:
@@ -313,7 +316,8 @@ def validate(
 
     Of a candidate whose plan repairs it is checked that it is the plan's cut but for the values of weights and
     biases, and the cut is proven. On `data`, `samples` of it, outputs are compared, and with labels, or where one
-    is named, a metric of both models. On each of `targets` both are compared again, and timed with `threads`.
+    is named, a metric of both models. On each of `targets` (`all`: those that are here) outputs and metric are compared
+    again, and both timed with `threads`.
     """
     if metric is not None and data is None:
         raise UserError("--metric needs data to measure on; give --data")
@@ -326,6 +330,12 @@ def validate(
             raise UserError(
                 f"--metric {metric} needs labels and {opened.source} has none; use {', '.join(metrics.AGREEMENTS)}"
             )
+    provenance = {
+        **outcome.versions(),
+        "original_sha256": before.digest(),
+        "candidate_sha256": after.digest(),
+        "threads": threads,
+    }
     feeds = _feeds(before, graph)
     problems = structure.check(before, after, feeds)
     proof, mending = None, None
@@ -339,12 +349,13 @@ def validate(
         except RunError as error:
             problems.append(f"equivalence: {error}")
     if problems:
-        return Validation(tuple(dict.fromkeys(problems)), proof, (), None, mending)
+        unsound = tuple(dict.fromkeys(problems))
+        return Validation(unsound, proof, (), None, mending, provenance=provenance)
     first, second = (Session(model.proto, optimise="all", threads=1) for model in (before, after))
     drift = tuple(compare_outputs(first, second, feeds))
     del first, second  # what is timed is loaded afresh
     agreement: tuple[Agreement, ...] = ()
-    quality = None
+    quality, judge = None, None
     if opened is not None:
         agreement = tuple(metrics.compare(before, after, opened))
         if metric is not None or opened.labelled:
@@ -352,7 +363,7 @@ def validate(
             quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
     described = None if opened is None else pipeline.described(opened)
     notes = () if opened is None else opened.notes
-    found = _on_targets(graph, after, targets, threads)
+    found = _on_targets(graph, after, targets, threads, opened, judge)
     latency = next((one.timing for one in found if one.target == "cpu" and threads == 1), None)
     if latency is None:
         latency = timing.compare_models(target("cpu"), (before.proto, after.proto), feeds[0])
@@ -371,6 +382,7 @@ def validate(
         CostModel(graph)(),
         CostModel(DependencyGraph(after))(),
         outcome.found_parts(blocks, after) if plan is None else outcome.parts(blocks, plan),
+        provenance,
     )
 
 
@@ -451,13 +463,24 @@ def build(
 
 
 def _on_targets(
-    graph: DependencyGraph, after: Model, names: Sequence[str], threads: int
+    graph: DependencyGraph,
+    after: Model,
+    names: Sequence[str],
+    threads: int,
+    data: Data | None = None,
+    judge: pipeline.Judge | None = None,
 ) -> tuple[OnTarget, ...]:
+    """Raises `UserError` for a target that is named and not here: silence about it would pass for a proof."""
     if not names:
         return ()
-    feeds = comparison.inputs(graph)
+    for where in map(target, (name for name in names if name != "all")):
+        if (state := where.state()).reach == "absent":
+            raise UserError(f"--target {where}: not here: {state.missing}")
+    feeds = comparison.inputs(graph, data)
     return tuple(
-        comparison.on_targets(names, graph.model.proto, after.proto, feeds, threads=threads, started=True)
+        comparison.on_targets(
+            names, graph.model.proto, after.proto, feeds, threads=threads, started=True, judge=judge
+        )
     )
 
 

@@ -4,10 +4,10 @@ there, whether the outputs are those of the CPU, how long they take and what the
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune import timing
-from onnxprune.data import synthetic
+from onnxprune.data import Data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
-from onnxprune.model import Model, load, save_whole
-from onnxprune.outputs import unsaturated
+from onnxprune.model import save_whole
+from onnxprune.reference import Reference, arrays
 from onnxprune.runtime import Feeds, RunError, Session, crash
 from onnxprune.shapes import accepted_runs
 from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
-from onnxprune.validation.difference import difference
 
 WRONG = 0.2  # of scale: no precision alone takes outputs so far from the CPU's
 TIMES = 3  # the original's error on a target, and the CPU's own, that a candidate may have
+FOLLOWED = 0.1  # of the tolerance: changes of an output from one input to another that a target has to show
+UNKNOWN = "{}: nothing can be said of the candidate"
+
+Judge = Callable[[Engine], float]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ class OnTarget:
     elsewhere which of them ran elsewhere than on the target, in words; empty where none did
     errors    largest difference of the candidate's outputs from the CPU's, as a share of their scale
     original  the same of the original: what the target does to any model
-    noise     how far the CPU is from itself with other optimisations, of the candidate
-    agrees    whether errors are within the target's tolerance, or a few times the original's or the noise
+    noise     how far the CPU is from itself with other optimisations, of either
+    limit     of errors: the target's tolerance, or a few times the original's or the noise, where that is more
+    agrees    whether errors are within it
+    quality   the metric of both, run there, where one was asked for
+    settings  provider, version, options, threads, precision: whatever a result depends on
     timing    of both, where times mean anything
     size      bytes of both: of the files that it loads, or of the engines that it builds
     """
@@ -58,7 +64,10 @@ class OnTarget:
     errors: Mapping[str, float] = field(default_factory=dict)
     original: Mapping[str, float] = field(default_factory=dict)
     noise: float = 0.0
+    limit: float = 0.0
     agrees: bool | None = None
+    quality: tuple[float, float] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     timing: timing.Timing | None = None
     size: tuple[int, int] | None = None
 
@@ -72,12 +81,11 @@ class OnTarget:
 
     @property
     def slower(self) -> bool:
-        """Whether the candidate is no faster, as far as the machine let that be seen: what a contended machine hides
-        is no reason to refuse a result."""
-        if self.timing is None:
+        """Whether the candidate is not shown to be faster. A contended machine may hide that it is, but not make it look
+        slower all the time."""
+        if self.timing is None or timing.verdict(self.timing).outcome == "faster":
             return False
-        outcome = timing.verdict(self.timing).outcome
-        return outcome == "not faster" or (outcome == "cannot tell" and not self.timing.contended)
+        return not self.timing.contended or self.timing.ratio >= 1
 
     def __str__(self) -> str:
         if self.failed:
@@ -120,14 +128,18 @@ class OnTarget:
             "errors": dict(self.errors),
             "original_errors": dict(self.original),
             "noise": self.noise,
+            "limit": self.limit,
             "agrees": self.agrees,
+            "quality": _pair(self.quality),
+            "settings": dict(self.settings),
+            "slower": self.slower,
             "timing": None if self.timing is None else self.timing.as_dict(),
             "size": _pair(self.size),
             "memory": _pair(self.memory),
         }
 
 
-def _pair(values: tuple[int, int] | None) -> dict[str, int] | None:
+def _pair(values: tuple[float, float] | None) -> dict[str, float] | None:
     return None if values is None else dict(zip(("before", "after"), values, strict=True))
 
 
@@ -138,11 +150,17 @@ def show(found: Sequence[OnTarget], console: Console) -> None:
     made = Table()
     made.add_column("target")
     made.add_column("outputs")
-    for name in ("ms", "ratio (rounds)", "memory, MiB", "file, MB"):
+    judged = any(one.quality for one in found)
+    for name in ("ms", "ratio (rounds)", *(["metric"] if judged else []), "memory, MiB", "file, MB"):
         made.add_column(name, justify="right")
     for one in found:
         made.add_row(
-            one.target, one.outcome, *_times(one.timing), _change(one.memory, 2**20), _change(one.size, 10**6)
+            one.target,
+            one.outcome,
+            *_times(one.timing),
+            *([_change(one.quality)] if judged else []),
+            _change(one.memory, 2**20),
+            _change(one.size, 10**6),
         )
     console.print(made)
     for one in found:
@@ -157,7 +175,7 @@ def _times(found: timing.Timing | None) -> tuple[str, str]:
     return f"{before:.4g} -> {after:.4g}", f"{found.ratio:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _change(values: tuple[int, int] | None, unit: int) -> str:
+def _change(values: tuple[float, float] | None, unit: int = 1) -> str:
     return "-" if values is None else f"{values[0] / unit:.4g} -> {values[1] / unit:.4g}"
 
 
@@ -173,53 +191,6 @@ def chosen(names: Sequence[str]) -> list[Target]:
     return list(found.values())
 
 
-class Reference:
-    """A model in a file, and what the CPU makes of it: found out once, for all targets."""
-
-    def __init__(self, path: Path, feeds: Sequence[Feeds]) -> None:
-        self.path, self.feeds = path, feeds
-
-    @functools.cached_property
-    def model(self) -> Model:
-        return load(self.path)
-
-    @functools.cached_property
-    def outputs(self) -> list[dict[str, Any]]:
-        """Of every run, as `raised` has them."""
-        session = Session(self.path, optimise="basic")
-        return [self.raised(session.run(feed)) for feed in self.feeds]
-
-    @functools.cached_property
-    def noise(self) -> float:
-        """The largest difference between the CPU without optimisations and with all: what rounding does to the model."""
-        plain, fast = Session(self.path), Session(self.path, optimise="all")
-        return max(
-            difference(self.raised(plain.run(feed)), self.raised(fast.run(feed))) for feed in self.feeds
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Of the file, and of those that weights lie in."""
-        return sum(file.stat().st_size for file in self.model.files)
-
-    def raised(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs, those that are shares raised by one: near zero they are what is left of large numbers, and say
-        nothing in proportion to themselves."""
-        return {
-            name: value + np.float64(1) if name in self._shares and isinstance(value, np.ndarray) else value
-            for name, value in values.items()
-        }
-
-    @functools.cached_property
-    def _shares(self) -> Collection[str]:
-        """Outputs that a saturating function makes."""
-        return {
-            output.name
-            for output in self.model.outputs
-            if unsaturated(self.model, output.name) != output.name
-        }
-
-
 def on_targets(
     names: Sequence[str],
     original: onnx.ModelProto,
@@ -228,6 +199,7 @@ def on_targets(
     *,
     threads: int = 1,
     started: bool = False,
+    judge: Judge | None = None,
 ) -> list[OnTarget]:
     """Two models, as they are in memory, on every target named (`all`: that is here)."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -235,15 +207,24 @@ def on_targets(
         for role, proto in (("original", original), ("candidate", candidate)):
             both.append(Reference(Path(folder) / f"{role}.onnx", feeds))
             save_whole(proto, both[-1].path)
-        return [compare(where, *both, threads=threads, started=started) for where in chosen(names)]
+        return [
+            compare(where, *both, threads=threads, started=started, judge=judge) for where in chosen(names)
+        ]
 
 
 def compare(
-    where: Target, original: Reference, candidate: Reference, *, threads: int = 1, started: bool = False
+    where: Target,
+    original: Reference,
+    candidate: Reference,
+    *,
+    threads: int = 1,
+    started: bool = False,
+    judge: Judge | None = None,
 ) -> OnTarget:
     """Both models on one target, with two or more different inputs that the original accepts.
 
     started  whether to measure loading and memory, too, in a new process for each model
+    judge    gives the score of a metric; raises `UserError`
     """
     state = where.state()
     stated = OnTarget(f"{where}", where.title, state)
@@ -261,6 +242,13 @@ def compare(
             except TargetError as error:
                 return replace(stated, failed=f"{role} refused: {error}")
             stack.callback(engines[-1].close)
+        stated = replace(
+            stated,
+            settings=engines[1].settings,
+            nodes=engines[1].nodes,
+            elsewhere=timing.placement(engines[1], engines[1].place).text if engines[1].place else "",
+            size=(original.bytes, candidate.bytes),
+        )
         errors: list[dict[str, float]] = []
         for (role, one), engine in zip(both.items(), engines, strict=True):
             try:
@@ -268,25 +256,29 @@ def compare(
             except (TargetError, RunError) as error:
                 return replace(stated, failed=f"{role} fails: {error}")
         usual, worst = (max(found.values(), default=0.0) for found in errors)
-        if usual > max(WRONG, TIMES * original.noise):
-            why = f"original is computed wrong there ({usual:.1e} of scale from the CPU): nothing can be said of the candidate"
-            return replace(stated, objections=tuple(where.objections(original.model)), failed=why)
-        measured = None
-        if where.timed:
-            feeds = original.feeds[0]
-            starts = [timing.startup(where, one.path, feeds, threads) for one in both.values() if started]
-            measured = timing.compare(engines, feeds, starts=starts)
-        return replace(
-            stated,
-            nodes=engines[1].nodes,
-            elsewhere=timing.placement(engines[1], engines[1].place).text if engines[1].place else "",
-            errors=errors[1],
-            original=errors[0],
-            noise=candidate.noise,
-            agrees=worst <= max(where.tolerance, TIMES * usual, TIMES * candidate.noise),
-            timing=measured,
-            size=(original.bytes, candidate.bytes),
-        )
+        noise = max(original.noise, candidate.noise)
+        stated = replace(stated, errors=errors[1], original=errors[0], noise=noise)
+        if not np.isfinite(noise):
+            return replace(
+                stated, failed=UNKNOWN.format("the CPU gives other results with optimisations than without")
+            )
+        if usual > WRONG:
+            why = f"original is computed wrong there ({usual:.1e} of scale from the CPU)"
+            return replace(
+                stated, objections=tuple(where.objections(original.model)), failed=UNKNOWN.format(why)
+            )
+        limit = min(max(where.tolerance, TIMES * usual, TIMES * noise), max(WRONG, where.tolerance))
+        stated = replace(stated, limit=limit, agrees=worst <= limit)
+        try:
+            if judge is not None:
+                stated = replace(stated, quality=(judge(engines[0]), judge(engines[1])))
+            if where.timed:
+                feeds = original.feeds[0]
+                starts = [timing.startup(where, one.path, feeds, threads) for one in both.values() if started]
+                stated = replace(stated, timing=timing.compare(engines, feeds, starts=starts))
+        except TargetError as error:
+            return replace(stated, failed=f"agrees on two inputs, and then: {error}" if stated.agrees else "")
+    return stated
 
 
 def _loaded(where: Target, one: Reference, threads: int) -> Engine:
@@ -308,30 +300,47 @@ def _built(stated: OnTarget, where: Target, original: Reference, candidate: Refe
 
 def _errors(where: Target, one: Reference, engine: Engine) -> dict[str, float]:
     """Of every output the largest difference from the CPU's. Raises `TargetError` where nothing ran on the target, or
-    nothing is computed there."""
+    nothing is computed there.
+
+    Where what a saturating function makes hardly varies, what it is made from is compared, too: nearly all of a network's
+    shares are next to nothing, as is what a target returns that computes nothing.
+    """
     placed = timing.placement(engine, engine.place)
     if engine.place and placed.fell_back:
         raise TargetError(placed.text)
-    here, there = one.outputs, [one.raised(engine.run(feed)) for feed in one.feeds]
-    if missing := next((name for name in here[0] if name not in there[0]), None):
-        raise TargetError(f"it does not give output '{missing}'")
-    if idle := timing.unresponsive(here, there, where.tolerance):
-        raise TargetError(idle)
-    found: dict[str, float] = {}
-    for wanted, made in zip(here, there, strict=True):
-        for name, value in wanted.items():
-            if isinstance(value, np.ndarray):
-                error = difference({name: value}, {name: np.asarray(made[name])})
-                found[name] = max(found.get(name, 0.0), error)
+    blind = one.blind(where.tolerance)
+    found = _held_against(where, one, engine, blind)
+    if blind:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            front = one.front(blind, Path(folder))
+            within = where.load(front.path)
+            try:
+                found |= _held_against(where, front, within, ())
+            finally:
+                within.close()
     return found
 
 
-def inputs(graph: DependencyGraph) -> list[Feeds]:
-    """Two different inputs that a model runs on, made up to suit it: batches of one, where the batch is open.
+def _held_against(where: Target, one: Reference, engine: Engine, blind: Collection[str]) -> dict[str, float]:
+    there = [arrays(engine.run(feed)) for feed in one.feeds]
+    for wanted, made in zip(one.outputs, there, strict=True):
+        if missing := next((name for name in wanted if name not in made), None):
+            raise TargetError(f"it does not give output '{missing}'")
+    telling = [{name: value for name, value in run.items() if name not in blind} for run in one.outputs]
+    if idle := timing.unresponsive(telling, there, where.tolerance * FOLLOWED):
+        raise TargetError(idle)
+    return one.errors(there)
+
+
+def inputs(graph: DependencyGraph, data: Data | None = None) -> list[Feeds]:
+    """Two different inputs that a model runs on, of the data or made up to suit it: batches of one, where the batch is
+    open.
 
     Raises `UserError` if onnxruntime cannot run it.
     """
     model, shapes = graph.model, graph.shapes
+    if data is not None and len(given := [batch.feeds for batch in islice(data.batches(1), 2)]) == 2:
+        return given
     try:
         session = Session(model.proto)
         with contextlib.suppress(

@@ -170,14 +170,21 @@ def pinned_reasons(graph: DependencyGraph) -> dict[str, int]:
     return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
 
 
-def provenance(model: Model, plan: Plan) -> dict[str, object]:
-    """What it takes to repeat a run."""
+def versions() -> dict[str, str]:
+    """Of what results depend on."""
     return {
         "onnxprune": __version__,
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+    }
+
+
+def provenance(model: Model, plan: Plan) -> dict[str, object]:
+    """What it takes to repeat a run."""
+    return {
+        **versions(),
         "model_sha256": plan.model,
         "opset": model.opset(),
         "options": dict(plan.options),

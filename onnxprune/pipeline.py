@@ -266,8 +266,8 @@ class Judge:
         self._original = original if made.needs_original else None
         self.before = metrics.evaluate(self._original or model, data, self.metric, original=self._original)
 
-    def __call__(self, proto: onnx.ModelProto) -> float:
-        return metrics.evaluate(proto, self.data, self.metric, original=self._original)
+    def __call__(self, model: onnx.ModelProto | metrics.Runner) -> float:
+        return metrics.evaluate(model, self.data, self.metric, original=self._original)
 
     def drop(self, after: float) -> float:
         """How much worse this score is than the original's, in the metric's unit."""
@@ -555,7 +555,8 @@ def _on_targets(session: _Session, made: onnx.ModelProto) -> list[OnTarget]:
     names = session.options.targets or (("cpu",) if session.options.latency is not None else ())
     if not names:
         return []
-    feeds = comparison.inputs(session.graph)
+    measured = session.data if session.data is not None and session.data.measured else None
+    feeds = comparison.inputs(session.graph, measured)
     with session.clock("measure"):
         found = comparison.on_targets(names, session.model.proto, made, feeds, threads=THREADS)
     name = session.model.name

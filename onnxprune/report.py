@@ -235,7 +235,10 @@ class Report:
         }
 
     def print(self, console: Console) -> None:
-        """The before/after table and the verdict."""
+        """The before/after table and the verdict; first of all what is not faster."""
+        for one in self.targets:
+            if one.slower:
+                console.print(f"NOT FASTER on {one.target}: written all the same", soft_wrap=True)
         console.print(self.model, soft_wrap=True)
         table = Table()
         for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("kept", "right")):

@@ -408,17 +408,21 @@ def placement(engine: Engine, wanted: str) -> Placement:
 def unresponsive(
     expected: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], tolerance: float = 0.0
 ) -> str:
-    """Why an engine does not seem to compute at all, in words: it answers the same to different inputs.
+    """Why an engine does not seem to compute at all, in words: it answers the same to different inputs, or with one value
+    all over.
 
     expected   outputs of onnxruntime on the CPU, one mapping for each of two or more different inputs
     results    the engine's, for the same inputs
     tolerance  change of an output, of its scale, that the engine need not follow
 
-    Empty where some output follows its input, or where the CPU's outputs do not change, either: then nothing is known.
+    Empty where some output does as the CPU's, or where the CPU's outputs do not change, either: then nothing is known.
     """
     moving = [name for name in expected[0] if _change([run[name] for run in expected]) > tolerance]
     if moving and not any(_change([run.get(name) for run in results]) for name in moving):
         return f"returned the same values for different inputs: output '{moving[0]}'"
+    varied = [name for name, value in expected[0].items() if variation(value) > tolerance]
+    if varied and not any(variation(run.get(name)) for name in varied for run in results):
+        return f"returned one value all over: output '{varied[0]}'"
     return ""
 
 
@@ -440,6 +444,15 @@ def _change(values: Sequence[Any]) -> float:
             scale = float(np.abs(a[finite]).max()) or 1e-30
             worst = max(worst, float(np.abs(a[finite] - b[finite]).max()) / scale)
     return worst
+
+
+def variation(value: Any) -> float:
+    """Between the least and the largest finite number of an array, over its scale; 0 of what are no numbers."""
+    array = np.asarray(value)
+    finite = array[np.isfinite(array)].astype(np.float64) if array.dtype.kind in "fiu" else np.empty(0)
+    if not finite.size or finite.max() == finite.min():
+        return 0.0
+    return float((finite.max() - finite.min()) / np.abs(finite).max())
 
 
 def _numbers(value: Array) -> Array:

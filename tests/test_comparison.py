@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+import onnxprune
 from models.architectures import ARCHITECTURES
 from models.builder import Graph
 from onnxprune import comparison, latency, shrink
-from onnxprune.comparison import OnTarget, Reference
+from onnxprune.comparison import OnTarget
 from onnxprune.errors import NotFaster, UserError, WrongOnTarget
 from onnxprune.latency import Piece, Table
 from onnxprune.model import save
+from onnxprune.reference import Reference
 from onnxprune.runtime import Feeds
 from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
 from onnxprune.targets.cpu import Cpu
+from onnxprune.timing import Measured, Timing
 from tests.reference import graph_of
 from tests.small import floats, net, weight, write
 
@@ -309,3 +313,200 @@ def test_a_candidate_that_would_take_the_process_along_is_refused(tmp_path: Path
     found = compared(target("cpu"), paths, comparison.inputs(graph_of(original)))
     assert found.broken
     assert found.failed.startswith("candidate refused: its Attention without a bias crashes")
+
+
+def on_the_way(kind: type[Engine], aim: Target) -> Target:
+    """Another target whose engines are wrapped."""
+
+    class Wrong(Cpu):
+        timed = False
+
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            return kind(super().load(path, threads))  # type: ignore[call-arg]
+
+        @property
+        def tolerance(self) -> float:
+            return aim.tolerance
+
+    return Wrong()
+
+
+def classifier(last: str, bias: float = 0.0) -> onnx.ModelProto:
+    """100 classes whose scores are all but equal, or, with a bias, all but 0."""
+    g = Graph("classes", seed=0)
+    value = g.relu(g.conv(g.input("batch", 3, 8, 8, name="image"), 16))
+    value = g.gemm(g.flatten(g.gap(value)), 100)
+    proto = g.model(value)
+    for node in proto.graph.node:
+        node.output[:] = ["scores" if name == proto.graph.output[0].name else name for name in node.output]
+    if bias:
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(bias), "shift"))
+        proto.graph.node.append(helper.make_node("Add", ["scores", "shift"], ["shifted"]))
+    source = "shifted" if bias else "scores"
+    proto.graph.node.append(helper.make_node(last, [source], [proto.graph.output[0].name]))
+    return proto
+
+
+@pytest.mark.parametrize("where", ["cpu", "qnn", "openvino:bf16"])
+@pytest.mark.parametrize(("last", "bias"), [("Softmax", 0.0), ("Sigmoid", -16.0)])
+def test_zeros_behind_a_saturating_function(where: str, last: str, bias: float, tmp_path: Path) -> None:
+    """Shares are next to nothing, and zeros within any tolerance of them."""
+    proto = classifier(last, bias)
+    path = write(proto, tmp_path / "model.onnx")
+    feeds = comparison.inputs(graph_of(proto))
+    zeros = compared(on_the_way(Zeros, target(where)), [path, path], feeds)
+    assert zeros.agrees is None
+    assert zeros.failed.startswith("original fails: returned ")
+    honest = compared(on_the_way(Wrapped, target(where)), [path, path], feeds)
+    assert honest.agrees
+    assert proto.graph.output[0].name in honest.errors
+
+
+def test_an_original_that_is_far_off_excuses_no_candidate(
+    paths: tuple[Path, Path], proto: onnx.ModelProto
+) -> None:
+    """Three times 0.19 of the scale is nearly 0.6."""
+
+    class Off(Wrapped):
+        by = 0.19
+
+        def change(self, value: Any) -> Any:
+            return value + self.by * np.abs(value).max()
+
+    class FarOff(Off):
+        by = 0.55
+
+    class Both(Cpu):
+        timed = False
+
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            kind = FarOff if "small" in path.name else Off
+            return kind(super().load(path, threads))
+
+    found = compared(Both(), paths, comparison.inputs(graph_of(proto)))
+    assert max(found.original.values()) == pytest.approx(0.19, abs=0.01)
+    assert found.agrees is False
+    assert found.limit == comparison.WRONG
+
+
+def test_where_the_cpu_contradicts_itself_nothing_is_said(tmp_path: Path) -> None:
+    """A convolution overflows unless the normalisation behind it is fused into it."""
+    weights = [numpy_helper.from_array(np.full((4, 3, 1, 1), 3e38, np.float32), "w")]
+    for name, value in (("scale", 1e-38), ("bias", 0.0), ("mean", 0.0), ("variance", 1.0)):
+        weights.append(numpy_helper.from_array(np.full(4, value, np.float32), name))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node(
+            "BatchNormalization", ["a", "scale", "bias", "mean", "variance"], ["y"], epsilon=0.0
+        ),
+    ]
+    graph = helper.make_graph(nodes, "huge", [floats("x", 1, 3, 8, 8)], [floats("y", 1, 4, 8, 8)], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = write(proto, tmp_path / "model.onnx")
+    found = compared(on(Wrapped), [path, path], [{"x": np.full((1, 3, 8, 8), v, np.float32)} for v in (1, 2)])
+    assert found.agrees is None
+    assert not found.broken
+    assert "nothing can be said" in found.failed
+
+
+def test_texts_and_members_of_sequences_are_compared(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("SplitToSequence", ["a"], ["parts"], axis=1, keepdims=1),
+        helper.make_node("ArgMax", ["a"], ["place"], axis=1),
+        helper.make_node("Cast", ["place"], ["text"], to=onnx.TensorProto.STRING),
+    ]
+    kind = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    outputs = [
+        helper.make_value_info("parts", helper.make_sequence_type_proto(kind)),
+        helper.make_tensor_value_info("place", onnx.TensorProto.INT64, None),
+        helper.make_tensor_value_info("text", onnx.TensorProto.STRING, None),
+    ]
+    weights = [weight("w1", 8, 3, 3, 3)]
+    graph = helper.make_graph(nodes, "kinds", [floats("x", 1, 3, 8, 8)], outputs, weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = write(proto, tmp_path / "model.onnx")
+
+    class Reordered(Wrapped):
+        def change(self, value: Any) -> Any:
+            return value[::-1] if isinstance(value, list) else value
+
+    class Next(Wrapped):
+        """Every class is another one, though not by much of the largest."""
+
+        def change(self, value: Any) -> Any:
+            return value + 1 if getattr(value, "dtype", None) == np.int64 else value
+
+    feeds = comparison.inputs(graph_of(proto))
+    same = compared(target("cpu"), [path, path], feeds)
+    assert same.agrees
+    assert {"parts[0]", "parts[7]", "place", "text"} <= set(same.errors)
+    for kind_of, name in ((Reordered, "parts[0]"), (Next, "place")):
+        wrong = compared(on(kind_of), [path, path], feeds)
+        assert wrong.original[name] > comparison.WRONG
+        assert not wrong.agrees
+
+
+def test_what_is_slower_in_every_round_is_slower_on_a_contended_machine_too() -> None:
+    """An engine that waits has no processor for most of its time."""
+
+    def measured(ratios: list[float]) -> OnTarget:
+        ones = (1.0,) * len(ratios)
+        original = Measured("original", ones, ones, ones, 1.0, 9, 1, {}, {})
+        waits = replace(original, name="candidate", rounds=tuple(ratios), ratios=tuple(ratios), share=0.2)
+        return OnTarget("cpu", "", State("runs"), timing=Timing((original, waits), 0.1, 0))
+
+    assert measured([10.6, 10.9, 11.3]).timing.contended  # type: ignore[union-attr]
+    assert measured([10.6, 10.9, 11.3]).slower
+    assert measured([0.99, 1.01, 1.01]).slower
+    assert not measured([0.9, 0.95, 1.05]).slower  # as far as can be seen
+    assert not measured([0.4, 0.5, 0.6]).slower
+
+
+def test_targets_are_fed_from_the_data_and_judged_on_it(tmp_path: Path) -> None:
+    """On inputs that a back end cuts off at 1 it is wrong, on others it is not."""
+
+    class Cut(Wrapped):
+        def run(self, feeds: Feeds) -> dict[str, Any]:
+            return self.engine.run({name: np.minimum(value, 1) for name, value in feeds.items()})
+
+    class Cutting(Cpu):
+        name = "cutting"
+        timed = False
+
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            return Cut(super().load(path, threads))
+
+    path = write(net(), tmp_path / "model.onnx")
+    values = np.random.default_rng(0).standard_normal((12, 3, 8, 8), dtype=np.float32)
+    labels = np.arange(12) % 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "cutting", Cutting)
+        for scale, right in ((0.01, True), (10.0, False)):
+            np.savez(tmp_path / "val.npz", x=np.abs(values) * scale, labels=labels)
+            found = onnxprune.validate(
+                path, path, data=tmp_path / "val.npz", metric="top1", targets=["cutting", "cpu"]
+            )
+            cutting, cpu = found.targets
+            assert (cutting.agrees is True) is right
+            assert cpu.agrees
+            assert found.quality is not None
+            if right:
+                assert cutting.quality == cpu.quality == (found.quality.before, found.quality.after)
+            assert cpu.settings["threads"] == 1
+
+
+def test_a_target_that_is_named_and_not_here(tmp_path: Path) -> None:
+    class Absent(Cpu):
+        name = "absent"
+
+        def state(self) -> State:
+            return State("absent", missing="pip install it")
+
+    path = write(net(), tmp_path / "model.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "absent", Absent)
+        for act in (onnxprune.validate, onnxprune.bench):
+            given = path if act is onnxprune.validate else [path]
+            with pytest.raises(UserError, match=r"^--target absent: not here: pip install it$"):
+                act(path, given, targets=["absent"])  # type: ignore[operator]

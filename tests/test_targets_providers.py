@@ -22,8 +22,8 @@ from models.control_flow import CONTROL_FLOW
 from onnxprune import comparison
 from onnxprune import model as models
 from onnxprune.allocation import Alignment
-from onnxprune.comparison import Reference
 from onnxprune.plan import Plan
+from onnxprune.reference import Reference
 from onnxprune.sizes import dynamic_dims
 from onnxprune.targets import TARGETS, target
 from onnxprune.targets.fixed import opened
