@@ -396,10 +396,11 @@ def bench(
     """Every candidate beside the original on every target: who runs its nodes, how far its outputs are from the CPU's,
     and how long both take."""
     graph = DependencyGraph(pipeline.open_model(original))
+    opened = [pipeline.open_model(candidate) for candidate in candidates]
     return [
         (candidate, one)
-        for candidate in candidates
-        for one in _on_targets(graph, pipeline.open_model(candidate), targets, threads)
+        for candidate, after in zip(candidates, opened, strict=True)
+        for one in _on_targets(graph, after, targets, threads)
     ]
 
 

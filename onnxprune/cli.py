@@ -69,15 +69,18 @@ class _Commands(click.Group):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets SIGTERM unwind like Ctrl-C, so that no temporary file stays behind."""
+    """Lets SIGTERM, and a terminal that is closed, unwind like Ctrl-C, so that no temporary file stays behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ends = [number for name in names if signal.getsignal(number := signal.Signals[name]) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bug(error: Exception) -> str:
@@ -240,7 +243,7 @@ def shrink(
         click.echo(found.to_json(), nl=False)
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _protect((model,), (target, plan_out, json_out, page), binary=True)
+    _protect((model,), (target, plan_out, json_out, page, inputs.table), binary=True)
     with _Progress() as progress:
         result = pipeline.prune(model, options, progress, inputs)
     _write(

@@ -25,6 +25,7 @@ from onnxprune.reference import Reference, arrays
 from onnxprune.runtime import Feeds, RunError, Session, crash
 from onnxprune.shapes import accepted_runs
 from onnxprune.targets import TARGETS, Engine, State, Target, TargetError, target
+from onnxprune.validation import structure
 
 WRONG = 0.2  # of scale: no precision alone takes outputs so far from the CPU's
 TIMES = 3  # the original's error on a target, and the CPU's own, that a candidate may have
@@ -230,6 +231,8 @@ def compare(
     stated = OnTarget(f"{where}", where.title, state)
     if state.reach == "absent":
         return replace(stated, failed=f"not here: {state.missing}")
+    if changed := structure.interface(original.model, candidate.model):
+        return replace(stated, failed=f"candidate is another function: {changed[0]}")
     stated = replace(stated, objections=tuple(where.objections(candidate.model)))
     if state.reach == "builds":
         return _built(stated, where, original, candidate)
@@ -256,6 +259,8 @@ def compare(
             except (TargetError, RunError) as error:
                 return replace(stated, failed=f"{role} fails: {error}")
         usual, worst = (max(found.values(), default=0.0) for found in errors)
+        if broken := structure.unbounded(original.outputs, candidate.outputs):
+            return replace(stated, failed=f"candidate fails: {broken[0]}")
         noise = max(original.noise, candidate.noise)
         stated = replace(stated, errors=errors[1], original=errors[0], noise=noise)
         if not np.isfinite(noise):

@@ -485,8 +485,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     try:
-        if path.is_char_device() or path.is_block_device():
-            raise UserError(f"{path}: a device, not a file; give the path of an .onnx file")
+        if _special(path):
+            raise UserError(f"{path}: a device or a pipe, not a file; give the path of an .onnx file")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {os.strerror(error.errno or 0)}; give the path of an .onnx file") from None
@@ -630,12 +630,25 @@ def same_file(a: Path, b: Path) -> bool:
         return False
 
 
+def _special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 _temporaries: set[Path] = set()
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place only if the block succeeds."""
+    """A temporary path beside `path` that takes its place only if the block succeeds; of a link, beside the file that it
+    leads to. Raises `UserError` rather than replace a device or a pipe."""
+    path = path.resolve() if os.path.islink(path) else path  # noqa: PTH114  # raises on no name
+    if _special(path):
+        raise UserError(f"{path}: a device or a pipe, not a file; give the path of a file")
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     _temporaries.add(temporary)  # before it is there, so that no interrupt comes in between
     try:

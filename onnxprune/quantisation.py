@@ -228,6 +228,10 @@ def quantise(
     graph = DependencyGraph(model)
     inputs = open_data(data, model, graph.shapes, samples=samples, seed=seed, preprocess=preprocess)
     first = None if original is None else open_model(original)
+    if first is not None and (changed := structure.interface(first, model)):
+        raise UserError(
+            f"--original {first.name}: {model.name} is not made of it ({changed[0]}); give the right one"
+        )
     measured, name = _judged(first or model, judge, data, metric, preprocess, seed)
     prepared = _Prepared(model, inputs)
     told("calibrate", None)

@@ -1070,6 +1070,33 @@ def test_outputs_that_cannot_be(model: Path) -> None:
     assert listing(folder) == before
 
 
+def test_pipes_stay_and_links_are_followed(model: Path) -> None:
+    """Neither a device nor a pipe is a model, or is replaced by one."""
+    folder = model.parent
+    pipe, link, real = folder / "pipe", folder / "link.onnx", folder / "real.onnx"
+    os.mkfifo(pipe)
+    link.symlink_to(real)
+    check_refused(run("inspect", pipe), "a device or a pipe")
+    for option in ("-o", "--json", "--html", "--plan-out"):
+        check_refused(shrink(model, option, pipe), "a device or a pipe")
+    check_refused(shrink(model, "-o", "/dev/null"), "a device or a pipe")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert not real.exists()
+    assert shrink(model, "-o", link).exit_code == 0
+    assert link.is_symlink()
+    assert run("inspect", real).exit_code == 0
+
+
+def test_a_table_of_times_is_an_output_too(model: Path) -> None:
+    small, table = model.with_name("small.onnx"), model.parent / "no" / "table.json"
+    options = ("--latency", 0.6, "--latency-table")
+    check_refused(run("shrink", model, *options, small, "-o", small), "two outputs have the same path")
+    check_refused(run("shrink", model, *options, table, "-o", small), "no does not exist")
+    assert not small.exists()
+    assert not table.parent.exists()
+
+
 def test_an_output_in_the_way_survives_a_failure(tmp_path: Path) -> None:
     """What stood at the output's place is replaced at the end, or not at all."""
     path = write(weights_nan(), tmp_path / "model.onnx")
@@ -1120,7 +1147,7 @@ def test_a_limit_on_file_sizes(command: str, tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nothing(stop: signal.Signals, tmp_path: Path, temporary: Path) -> None:
     path = write(vgg16_bn(width=0.5, image=96, classes=10), tmp_path / "model.onnx")
     before = set(listing(tmp_path))

@@ -298,18 +298,21 @@ def test_a_share_that_prices_call_impossible(tmp_path: Path, monkeypatch: pytest
 
 def test_a_candidate_that_would_take_the_process_along_is_refused(tmp_path: Path) -> None:
     """onnxruntime dereferences the bias that this Attention does not have."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"]),
-        helper.make_node("Reshape", ["a", "rows"], ["b"]),
-        helper.make_node("Attention", ["b", "w"], ["c"], domain="com.microsoft", num_heads=2),
-    ]
-    shape = numpy_helper.from_array(np.array([1, 36, 8]), "rows")
-    weights = [weight("w1", 8, 3, 3, 3), weight("w", 8, 24), shape]
-    graph = helper.make_graph(nodes, "crash", [floats("x", 1, 3, 8, 8)], [floats("c", 1, 36, 8)], weights)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    original = net()
-    paths = [write(original, tmp_path / "a.onnx")]
-    paths.append(write(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "b.onnx"))
+
+    def attending(*bias: str) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Conv", ["x", "w1"], ["a"]),
+            helper.make_node("Reshape", ["a", "rows"], ["b"]),
+            helper.make_node("Attention", ["b", "w", *bias], ["c"], domain="com.microsoft", num_heads=2),
+        ]
+        shape = numpy_helper.from_array(np.array([1, 36, 8]), "rows")
+        weights = [weight("w1", 8, 3, 3, 3), weight("w", 8, 24), weight("bias", 24), shape]
+        graph = helper.make_graph(nodes, "crash", [floats("x", 1, 3, 8, 8)], [floats("c", 1, 36, 8)], weights)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+    original = attending("bias")
+    paths = [write(original, tmp_path / "a.onnx"), write(attending(), tmp_path / "b.onnx")]
     found = compared(target("cpu"), paths, comparison.inputs(graph_of(original)))
     assert found.broken
     assert found.failed.startswith("candidate refused: its Attention without a bias crashes")
@@ -510,3 +513,30 @@ def test_a_target_that_is_named_and_not_here(tmp_path: Path) -> None:
             given = path if act is onnxprune.validate else [path]
             with pytest.raises(UserError, match=r"^--target absent: not here: pip install it$"):
                 act(path, given, targets=["absent"])  # type: ignore[operator]
+
+
+def test_a_candidate_that_is_not_finite_is_broken(tmp_path: Path) -> None:
+    """It agrees with itself on every target."""
+    original = net()
+    candidate = net()
+    values = numpy_helper.to_array(candidate.graph.initializer[1]).copy()
+    values[0, 0] = np.nan
+    candidate.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "w2"))
+    paths = [write(original, tmp_path / "a.onnx"), write(candidate, tmp_path / "b.onnx")]
+    (found,) = [one for _, one in onnxprune.bench(paths[0], paths[1:])]
+    assert found.broken
+    assert "output 'y' is NaN or infinite" in found.failed
+    judged = onnxprune.validate(*paths)
+    assert not judged.passed
+    assert "output 'y' is NaN or infinite, the original's is not" in judged.problems[0]
+    assert onnxprune.validate(paths[1], paths[1]).passed
+
+
+def test_a_candidate_of_another_interface_is_another_function(tmp_path: Path) -> None:
+    paths = [write(net(), tmp_path / "a.onnx"), tmp_path / "b.onnx"]
+    other = net()
+    other.graph.output[0].name = other.graph.node[-1].output[0] = "z"
+    write(other, paths[1])
+    (found,) = [one for _, one in onnxprune.bench(paths[0], paths[1:])]
+    assert found.broken
+    assert found.failed.startswith("candidate is another function: outputs changed: y")

@@ -368,3 +368,12 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     check_refused(run("quantize", path, "--data", tmp_path / "none.npz"), "does not exist")
     assert path.read_bytes() == original.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "m.onnx", "o.onnx"]
+
+
+def test_an_original_of_another_interface_is_another_model() -> None:
+    other = net()
+    other.graph.output[0].name = other.graph.node[-1].output[0] = "z"
+    with pytest.raises(UserError, match=r"^--original .+ is not made of it \(outputs changed: z"):
+        onnxprune.quantize(
+            net(), np.random.default_rng(0).standard_normal((4, 3, 8, 8), np.float32), original=other
+        )

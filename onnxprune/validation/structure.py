@@ -3,8 +3,10 @@ the declarations of the operators are held against it, and it is loaded and run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune.dependency import DependencyGraph
@@ -21,12 +23,30 @@ def check(original: Model, candidate: Model, feeds: Sequence[Feeds]) -> list[str
     levels: tuple[Level, ...] = ("none", "basic", "all")
     for level in levels:
         try:
-            session = Session(candidate.proto, level)
-            for feed in feeds:
-                session.run(feed)
+            made = _runs(candidate, feeds, level)
         except RunError as error:
             problems.append(f"onnxruntime (optimisations: {level}): {error}")
+        else:
+            if not problems:
+                problems += unbounded(_runs(original, feeds, level), made)
     return problems
+
+
+def _runs(model: Model, feeds: Sequence[Feeds], level: Level) -> list[dict[str, Any]]:
+    session = Session(model.proto, level)
+    return [session.run(feed) for feed in feeds]
+
+
+def unbounded(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Outputs that are NaN or infinite where the original's are not, of the same runs."""
+    found: dict[str, None] = {}
+    for wanted, made in zip(before, after, strict=True):
+        for name in wanted:
+            numbers = [np.asarray(run.get(name)) for run in (wanted, made)]
+            finite = [array.dtype.kind not in "fc" or bool(np.isfinite(array).all()) for array in numbers]
+            if finite == [True, False]:
+                found[f"output '{name}' is NaN or infinite, the original's is not"] = None
+    return list(found)
 
 
 def interface(original: Model, candidate: Model) -> list[str]:
