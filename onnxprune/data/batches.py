@@ -317,19 +317,7 @@ class Data:
         batch = self._interface.batch
         one = max(batch or 0, self._counts[0])
         taken = _taken(self._counts, count, batch) or _taken(self._counts, one, batch)
-        return Data(
-            self._interface,
-            self._again,
-            self._digests[:taken],
-            self._counts[:taken],
-            None if self._held is None else self._held[:taken],
-            labelled=self.labelled,
-            measured=self.measured,
-            name=self._name,
-            unit=self._unit,
-            notes=self.notes,
-            provenance=self._settings,
-        )
+        return self._only(range(taken), self._again)
 
     def part(self, size: int, chosen: Callable[[int], bool]) -> Data | None:
         """The samples of those batches of up to `size` (see `batches`) whose number is chosen; None: there are none."""
@@ -342,9 +330,15 @@ class Data:
         if not places:
             return None
         inside = frozenset(places)
+        return self._only(
+            places, lambda: (sample for place, sample in enumerate(self._samples()) if place in inside)
+        )
+
+    def _only(self, places: Sequence[int], again: Callable[[], Iterator[Sample]]) -> Data:
+        """The samples at these places, which `again` gives, and perhaps more behind them."""
         return Data(
             self._interface,
-            lambda: (sample for place, sample in enumerate(self._samples()) if place in inside),
+            again,
             [self._digests[place] for place in places],
             [self._counts[place] for place in places],
             None if self._held is None else [self._held[place] for place in places],
