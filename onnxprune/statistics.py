@@ -255,9 +255,13 @@ def collect(
             for source in portion:
                 value = values[source.tensor]
                 if not np.isfinite(value).all():
-                    raise UserError(
-                        f"{model.name}: '{source.tensor}' is NaN or infinite on the data ({data.source}); "
+                    advice = (
                         "check the preprocessing"
+                        if data.measured
+                        else "check its weights, or give real data with --data"
+                    )
+                    raise UserError(
+                        f"{model.name}: '{source.tensor}' is NaN or infinite on the data ({data.source}); {advice}"
                     )
                 most = max(ROWS * source.size, FEWEST) * batch.count // len(data) + 1
                 random = np.random.default_rng([index, places[source]])
