@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +20,15 @@ import pytest
 import tensorrt_rtx
 from onnx import TensorProto, helper, numpy_helper
 
+from models.control_flow import CONTROL_FLOW
 from models.quantised import QUANTISED
 from models.transformers import TRANSFORMERS
 from onnxprune import model as models
 from onnxprune.errors import UserError
+from onnxprune.runtime import RunError, Session
+from onnxprune.targets import half_program
 from onnxprune.targets.cuda_driver import Stream, gpu
+from onnxprune.targets.half import Half, converted, converter, rehearsal
 from onnxprune.targets.ranges import BATCH, ranges_of
 from onnxprune.targets.target import TargetError
 from onnxprune.targets.tensorrt import PORTABLE, WIDTHS, TensorRt
@@ -135,9 +140,11 @@ def test_a_precision_asks_for_a_file_of_that_type(stored: str, precision: str, t
         proto.opset_import[0].version, proto.ir_version = 22, 10
     path = written(proto, tmp_path)
     target = TensorRt(precision)
-    if stored == precision or (stored, precision) == ("fp32", "tf32"):
+    if stored == precision or (stored, precision) in (("fp32", "tf32"), ("fp32", "fp16")):
         assert target.objections(models.load(path)) == []
-        assert target.build(path)["precision"] == precision
+        report = target.build(path)
+        assert report["precision"] == precision
+        assert ("converted" in report) == (stored != precision == "fp16")
         return
     (objection,) = target.objections(models.load(path))
     assert f"tensorrt:{stored}" in objection
@@ -160,16 +167,258 @@ def test_narrow_types_ask_for_wider_blocks(precision: str) -> None:
     assert alignment.products * bits == 128  # tensor cores read 16 bytes at once
 
 
+# Float32 files in fp16
+
+
+def plain(
+    nodes: Sequence[onnx.NodeProto], weights: dict[str, Any], extents: Sequence[int | str] = ("batch", 16)
+) -> onnx.ModelProto:
+    """From x to y, both float32 of one shape."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, extents) for name in "xy"]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "plain", ends[:1], ends[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=outputs.split()[0], **attributes)
+
+
+def matrix(scale: float = 0.25) -> np.ndarray:
+    return (np.random.default_rng(1).standard_normal((16, 16)) * scale).astype(np.float32)
+
+
+def half(proto: onnx.ModelProto) -> Half:
+    return converted(models.Model(proto), TensorRt("fp16").tolerance)
+
+
+def initializer(proto: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == name))
+
+
+@pytest.mark.parametrize("name", ["convolutions", "transformer", "lstm"])
+def test_a_float32_file_is_built_in_half(name: str, tmp_path: Path) -> None:
+    path = written(SMALL[name](), tmp_path)
+    before, searched = path.read_bytes(), list(sys.path)
+    target = TensorRt("fp16")
+    assert target.objections(models.load(path)) == []
+    report = target.build(path, tmp_path / "model.engine")
+    assert report["converted"] == {"types": "fp32 -> fp16", "float32": [], "clipped": []}
+    assert report["model"] == models.load(path).digest()
+    assert path.read_bytes() == before
+    assert sys.path == searched
+    copy = half(onnx.load(path)).proto
+    original = onnx.load(path).graph
+    for these, those in ((copy.graph.input, original.input), (copy.graph.output, original.output)):
+        assert [v.SerializeToString() for v in these] == [v.SerializeToString() for v in those]
+    kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
+    matrices = [t.name for t in original.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) > 1]
+    assert {kinds[matrix] for matrix in matrices} == {TensorProto.FLOAT16}
+
+
+def test_the_engine_holds_half_the_bytes(tmp_path: Path) -> None:
+    path = written(convolutions(channels=128), tmp_path)
+    weights = sum(4 * np.prod(t.dims) for t in onnx.load(path).graph.initializer)
+    assert TensorRt("fp16").build(path)["bytes"] < TensorRt().build(path)["bytes"] - weights / 3
+
+
+def test_a_weight_that_half_cannot_hold_stays(tmp_path: Path) -> None:
+    weight = matrix()
+    weight[3, 3] = 1e5
+    nodes = [node("Mul", "x k", "b"), node("MatMul", "b w", "a"), node("MatMul", "a v", "y")]
+    proto = plain(nodes, {"k": np.float32(0.001), "w": weight, "v": matrix()})
+    made = half(proto)
+    assert made.kept == ("MatMul 'a'",)
+    assert made.clipped == ()
+    assert (initializer(made.proto, "w") == weight).all()
+    assert initializer(made.proto, "v").dtype == np.float16
+    report = TensorRt("fp16").build(written(proto, tmp_path))
+    assert report["converted"]["float32"] == ["MatMul 'a'"]
+
+
+def overflowing() -> onnx.ModelProto:
+    """Squares of about 6e7, and a matrix that makes small numbers of them."""
+    nodes = [node("MatMul", "x w", "a"), node("Mul", "a a", "square"), node("MatMul", "square v", "y")]
+    return plain(nodes, {"w": matrix(2000), "v": np.abs(matrix(1e-4))})
+
+
+def test_what_overflows_stays_and_onnxruntime_alone_would_not_tell(tmp_path: Path) -> None:
+    made = half(overflowing())
+    assert made.kept == ("Mul 'square'", "MatMul 'y'")
+    naive = converter()[1](overflowing(), keep_io_types=True)
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)}
+    naive.graph.output.append(onnx.ValueInfoProto(name="square"))
+    found = Session(naive).run(feeds)
+    assert np.isfinite(found["y"]).all()
+    assert np.isinf(found["square"]).any()
+    assert TensorRt("fp16").build(written(overflowing(), tmp_path))["bytes"] > 10_000
+
+
+def test_nothing_in_float32_goes_through_half() -> None:
+    """The square is beyond half; both nodes that touch it are in float32, and read it from each other."""
+    made = half(overflowing()).proto
+    (product,) = [n for n in made.graph.node if n.name == "y"]
+    (square,) = [n for n in made.graph.node if n.name == "square"]
+    assert square.output[0] in product.input
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 16)).astype(np.float32)}
+    want, got = Session(overflowing()).run(feeds)["y"], Session(made).run(feeds)["y"]
+    assert np.abs(want - got).max() < 0.01 * np.abs(want).max()
+
+
+def test_what_is_wrong_in_half_is_refused(tmp_path: Path) -> None:
+    path = written(plain([node("MatMul", "x w", "y")], {"w": matrix(1e-9)}), tmp_path)
+    with pytest.raises(TargetError, match=r"in fp16 output 'y' is off by .+ask for tensorrt:fp32"):
+        TensorRt("fp16").build(path, tmp_path / "model.engine")
+    assert list(tmp_path.iterdir()) == [path]
+    assert TensorRt().build(path)["bytes"] > 10_000
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_the_rehearsal_rounds_as_float16_does(chained: bool) -> None:
+    """Of single sums and products numpy's float16 is the same: computed in float32 and rounded."""
+    k = np.float32(1.7) if chained else np.float32(1)
+    made = half(
+        plain(
+            [node("MatMul", "x w", "a"), node("Mul", "a k", "y")], {"w": np.eye(16, dtype=np.float32), "k": k}
+        )
+    )
+    x = np.random.default_rng(3).standard_normal((4, 16)).astype(np.float32)
+    got = Session(rehearsal(made.proto)).run({"x": x})["y"]
+    assert (got == (x.astype(np.float16) * k.astype(np.float16)).astype(np.float32)).all()
+    assert (got != x * k).any()
+
+
+def test_fills_of_masks_are_clipped_and_told() -> None:
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Greater", "x zero", "m"),
+        node("Where", "m a fill", "s"),
+        node("Softmax", "s", "y"),
+    ]
+    fill = np.float32(np.finfo(np.float32).min)
+    made = half(plain(nodes, {"w": matrix(), "zero": np.float32(0), "fill": fill}))
+    assert (made.kept, made.clipped) == ((), ("fill",))
+    assert initializer(made.proto, "fill") == -65504
+
+
+def test_extents_are_not_computed_in_half(tmp_path: Path) -> None:
+    """3001 is no number of float16, and would be 3000."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Shape", "a", "s"),
+        node("Cast", "s", "f", to=TensorProto.FLOAT),
+        node("Mul", "f one", "g"),
+        node("Cast", "g", "i", to=TensorProto.INT64),
+        node("Expand", "tiny i", "e"),
+        node("Add", "a e", "y"),
+    ]
+    weights = {"w": matrix(), "one": np.float32([1, 1]), "tiny": np.float32([[0.01]])}
+    proto = plain(nodes, weights, (3001, 16))
+    naive = converter()[1](proto, keep_io_types=True)
+    x = {"x": np.ones((3001, 16), np.float32)}
+    with pytest.raises(RunError):
+        Session(rehearsal(models.Model(naive).source)).run(x)
+    assert Session(half(plain(nodes, weights, (3001, 16))).proto).run(x)["y"].shape == (3001, 16)
+    assert TensorRt("fp16").build(written(plain(nodes, weights, (3001, 16)), tmp_path))["layers"] > 3
+
+
+def test_operators_without_half_stay_also_where_they_share_an_input(tmp_path: Path) -> None:
+    nodes = [
+        node("Constant", "", "k", value_ints=[16]),
+        node("MatMul", "x w", "a"),
+        node("TopK", "a k", "best i"),
+        node("TopK", "a k", "worst j", largest=0),
+        node("Constant", "", "scale", value_float=0.5),
+        node("Mul", "best scale", "b"),
+        node("Add", "b worst", "y"),
+    ]
+    path = written(plain(nodes, {"w": matrix()}), tmp_path)
+    report = TensorRt("fp16").build(path)
+    assert report["converted"]["float32"] == ["TopK 'best'", "TopK 'worst'"]
+
+
+@pytest.mark.parametrize("name", ["graph_input_cast_0", "graph_output_cast_0"])
+def test_a_graph_that_the_converter_breaks_is_refused(name: str, tmp_path: Path) -> None:
+    path = written(plain([node("MatMul", "x w", name), node("Relu", name, "y")], {"w": matrix()}), tmp_path)
+    with pytest.raises(TargetError, match=f"converter to fp16 fails.+'{name}' is produced twice"):
+        TensorRt("fp16").build(path)
+
+
+def test_names_of_the_converters_nodes_are_no_trap(tmp_path: Path) -> None:
+    proto = plain([node("MatMul", "x w", "a"), node("Relu", "a", "y")], {"w": matrix()})
+    proto.graph.node[0].name, proto.graph.node[1].name = "graph_input_cast0", "graph_output_cast0"
+    assert TensorRt("fp16").build(written(proto, tmp_path))["converted"]["float32"] == []
+
+
+def test_bodies_and_large_files_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path = written(CONTROL_FLOW["if_weights_inside"](), tmp_path)
+    (objection,) = TensorRt("fp16").objections(models.load(path))
+    with pytest.raises(TargetError, match=r"bodies of .+tensorrt:fp32"):
+        TensorRt("fp16").build(path)
+    assert "bodies" in objection
+    rows = 2**31 // 64
+    proto = plain([node("MatMul", "x w", "a"), node("MatMul", "a v", "y")], {})
+    for name, dims in (("w", (16, rows)), ("v", (rows, 16))):
+        tensor = proto.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=dims)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="weights")
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(2**31)  # a hole
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(TargetError, match=r"4\.3 GB of weights.+takes 2\.1"):
+        TensorRt("fp16").build(path)
+
+
+def test_weights_beside_the_file_are_converted(tmp_path: Path) -> None:
+    proto = convolutions(channels=256)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="weights", size_threshold=0)
+    before = (tmp_path / "weights").read_bytes()
+    report = TensorRt("fp16").build(path)
+    assert report["bytes"] > 100_000
+    assert (tmp_path / "weights").read_bytes() == before
+    with pytest.raises(UserError, match="overwrite the input"):
+        TensorRt("fp16").build(path, tmp_path / "weights")
+
+
+def test_the_first_command_writes_what_the_others_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(convolutions(), tmp_path)
+    convert, trtexec, rtx, polygraphy, _ = (shlex.split(line) for line in TensorRt("fp16").commands(path))
+    copy = tmp_path / "model.fp16.onnx"
+    done = subprocess.run([sys.executable, *convert[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert f"--onnx={copy}" in trtexec
+    assert f"--onnx={copy}" in rtx
+    assert polygraphy[2] == str(copy)
+    assert {"--stronglyTyped"} < {*trtexec}
+    assert models.load(copy).digest() == models.Model(half(onnx.load(path)).proto).digest()
+    report = TensorRt("fp16").build(copy)
+    assert "converted" not in report
+    assert len(TensorRt("fp16").commands(copy)) == 4
+    assert half_program.main(str(path), str(path)) == 1
+    assert "overwrite the input" in capsys.readouterr().err
+
+
 # What it does not take, foreseen and found
 
 
 def attention(
-    heads: int, keys: int, values: int, kind: int = TensorProto.FLOAT16, flat: bool = True, groups: int = 0
+    heads: int,
+    keys: int,
+    values: int,
+    kind: int = TensorProto.FLOAT16,
+    flat: bool = True,
+    groups: int = 0,
+    batch: int | str = "batch",
+    length: int | str = "length",
 ) -> onnx.ModelProto:
     groups = groups or heads
 
     def shape(count: int, width: int) -> Sequence[int | str]:
-        return ["batch", "length", count * width] if flat else ["batch", count, "length", width]
+        return [batch, length, count * width] if flat else [batch, count, length, width]
 
     operands = (("q", heads, keys), ("k", groups, keys), ("v", groups, values))
     inputs = [
@@ -189,6 +438,11 @@ def attention(
         (attention(4, WIDTHS[0], WIDTHS[0]), []),
         (attention(4, 63, 63, flat=False), []),
         (attention(1, 16, 16, flat=False), []),
+        (attention(1, 16, 16, batch=1), ["single"]),
+        (attention(1, 16, 16, batch=1, length=16, flat=False), ["single"]),
+        (attention(1, 8, 8, batch=1, length=16), []),
+        (attention(4, 300, 300, batch=1, length=16), []),
+        (attention(4, 300, 300, batch=1, length=16, flat=False), ["wide"]),
         (attention(6, 24, 24, groups=2), []),
         (attention(4, WIDTHS[-1], WIDTHS[-1]), []),
         (attention(4, WIDTHS[-1] + 1, WIDTHS[-1] + 1), ["wide"]),
@@ -196,7 +450,23 @@ def attention(
         (attention(4, 32, 32, kind=TensorProto.BFLOAT16), []),
         (attention(4, 32, 32, kind=TensorProto.FLOAT), ["float32"]),
     ],
-    ids=["narrowest", "narrow", "odd", "single", "grouped", "wide", "widest", "uneven", "bf16", "fp32"],
+    ids=[
+        "narrowest",
+        "narrow",
+        "odd",
+        "single",
+        "alone",
+        "alone apart",
+        "alone fixed",
+        "fixed",
+        "fixed apart",
+        "grouped",
+        "wide",
+        "widest",
+        "uneven",
+        "bf16",
+        "fp32",
+    ],
 )
 def test_limits_of_attention(proto: onnx.ModelProto, words: list[str], tmp_path: Path) -> None:
     """Whatever is objected to is refused, and nothing else."""
@@ -321,7 +591,9 @@ def test_polygraphy_takes_the_shapes(tmp_path: Path) -> None:
     words = shlex.split(command)
     start, end = words.index("--trt-min-shapes"), words.index("--input-shapes")
     engine = tmp_path / "poly.engine"
-    convert = ["convert", str(path), "--convert-to", "trt", "-o", str(engine), *words[start:end]]
+    assert "--strongly-typed" in words
+    convert = ["convert", str(path), "--convert-to", "trt", "--strongly-typed", "-o", str(engine)]
+    convert += words[start:end]
     program = Path(sys.executable).with_name("polygraphy")
     done = subprocess.run(
         [str(program), *convert],

@@ -1,7 +1,8 @@
 """TensorRT, and TensorRT-RTX, which builds engines without a GPU, too.
 
 Networks are strongly typed: every tensor has the type that it has in the file, and nothing else makes a layer run
-in another one. Asking for a precision therefore asks for a file of that type.
+in another one. Asking for a precision therefore asks for a file of that type; only of a float32 file a copy in
+float16 is made here (`half`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from onnxprune.errors import UserError
 from onnxprune.model import Array, Model, Node
 from onnxprune.runtime import Feeds
 from onnxprune.shapes import analyse
+from onnxprune.sizes import dynamic_dims
+from onnxprune.targets import half
 from onnxprune.targets.cuda_driver import Stream, gpu
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.ranges import ranges_of
@@ -121,8 +124,14 @@ class TensorRt(Target):
         return report
 
     def commands(self, path: Path) -> list[str]:
-        """trtexec (TensorRT), the program of the same use of TensorRT-RTX, and Polygraphy against onnxruntime."""
-        ranges = ranges_of(models.load(path))
+        """trtexec (TensorRT), the program of the same use of TensorRT-RTX, and Polygraphy against onnxruntime; before
+        them the conversion, where there is one."""
+        model = models.load(path)
+        ranges = ranges_of(model)
+        first = []
+        if _converts(model, self.precision):
+            source, path = path, path.with_suffix(".fp16.onnx")
+            first = [shlex.join(["python", "-m", f"{half.__name__}_program", str(source), str(path)])]
         engine = f"--saveEngine={path.with_suffix('.engine')}"
         shapes = [
             f"--{which}Shapes=" + ",".join(f"{name}:{_by_x(shape[i])}" for name, shape in ranges.items())
@@ -131,7 +140,7 @@ class TensorRt(Target):
         ]
         given = [f"--onnx={path}", *shapes, engine]
         plain = [] if self.precision == "tf32" else ["--noTF32"]
-        polygraphy = ["polygraphy", "run", str(path), "--trt", "--onnxrt"]
+        polygraphy = ["polygraphy", "run", str(path), "--trt", "--strongly-typed", "--onnxrt"]
         polygraphy += ["--tf32"] if self.precision == "tf32" else []
         for i, which in enumerate(("min", "opt", "max")):
             if ranges:
@@ -144,6 +153,7 @@ class TensorRt(Target):
             ]
         polygraphy += ["--rtol", "0", "--atol", f"{self.tolerance:g}"]
         return [
+            *first,
             shlex.join(["trtexec", "--stronglyTyped", *given, *plain]),
             shlex.join(["tensorrt_rtx", *given, *plain]),
             shlex.join(polygraphy),
@@ -175,6 +185,7 @@ class TensorRtEngine(Engine):
             "precision": precision,
             "threads": threads,
             "profile": plan.report["profile"],
+            **{key: plan.report[key] for key in ("converted",) if key in plan.report},
             "includes": "copies to and from the device",
         }
 
@@ -344,7 +355,8 @@ class _Plan:
 
 
 def _compile(path: Path, precision: str, portable: bool) -> _Plan:
-    """Parse and build. Raises `TargetError` with TensorRT's words, or ours where the types are not those asked for."""
+    """Parse and build, after a conversion where one is asked for. Raises `TargetError` with TensorRT's words, or ours
+    where the types are not those asked for."""
     api = _api()
     log = _logger(api)
     log.clear()
@@ -356,10 +368,11 @@ def _compile(path: Path, precision: str, portable: bool) -> _Plan:
     why = [*filter(None, [_mistyped(model, precision)]), *_told(_unsigned(model), _UNSIGNED)]
     if why:  # what TensorRT would build all the same, into something else
         raise TargetError(why[0])
+    copy = half.converted(model, TensorRt(precision).tolerance) if _converts(model, precision) else None
     builder = trt.Builder(log.logger)
     network = builder.create_network(0 if api.rtx else _strongly_typed(trt))
     parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(path)):
+    if not (parser.parse(copy.proto.SerializeToString()) if copy else parser.parse_from_file(str(path))):
         raise TargetError(_refusals(parser) or log.errors() or "TensorRT cannot read the model")
     config = builder.create_builder_config()
     if precision != "tf32":
@@ -383,6 +396,7 @@ def _compile(path: Path, precision: str, portable: bool) -> _Plan:
         "version": api.version,
         "built_for": built_for,
         "precision": precision,
+        **({"converted": copy.as_dict()} if copy else {}),
         "profile": {
             name: dict(zip(("min", "opt", "max"), map(list, r), strict=True)) for name, r in ranges.items()
         },
@@ -441,11 +455,18 @@ def _stored_as(model: Model) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
+def _converts(model: Model, precision: str) -> bool:
+    """Whether a copy in another type is built instead of the file."""
+    return precision == "fp16" and _stored_as(model) == "fp32"
+
+
 def _mistyped(model: Model, precision: str) -> str | None:
-    """Why the file is not one of that precision, and what to do; None where it is."""
+    """Why the file is not one of that precision, nor converted, and what to do; None where it is."""
     stored = _stored_as(model)
     if stored is None or stored == precision or (stored, precision) == ("fp32", "tf32"):
         return None
+    if _converts(model, precision):
+        return half.obstacle(model)
     if precision == "int8":
         return (
             f"nothing in the model is quantised ({stored}): quantise it first, or ask for tensorrt:{stored}"
@@ -468,10 +489,11 @@ def _objections(model: Model, precision: str) -> Iterator[str]:
     yield from _told(integer, "TensorRT takes QuantizeLinear and DequantizeLinear only")
     yield from _quantisation(model)
     if any(node.op == "Attention" and node.domain == "" for node in model.nodes):
-        yield from _attention(model)
+        yield from _attention(model, _converts(model, precision))
     device = gpu()
     if device and device.capability == TURING and _stored_as(model) == "fp32" and _rtx_version():
-        yield "TensorRT-RTX multiplies no float32 matrices on SM75: convert the model to float16"
+        if not _converts(model, precision):
+            yield "TensorRT-RTX multiplies no float32 matrices on SM75: ask for tensorrt:fp16"
 
 
 def _told(nodes: list[Node], why: str) -> Iterator[str]:
@@ -522,13 +544,15 @@ def _zero_point(node: Node) -> str:
     return node.inputs[2] if len(node.inputs) > 2 else ""
 
 
-def _attention(model: Model) -> Iterator[str]:
+def _attention(model: Model, converts: bool) -> Iterator[str]:
+    """What TensorRT-RTX 1.7 refuses of Attention nodes; it takes all widths apart where heads lie beside each other and
+    every extent is stated."""
     shapes = analyse(model)
-    wide, odd, uneven = [], [], []
+    wide, odd, single, uneven = [], [], [], []
     for node in model.nodes:
         if node.op != "Attention" or node.domain != "":
             continue
-        if shapes.elements.get(node.inputs[0]) == onnx.TensorProto.FLOAT:
+        if not converts and shapes.elements.get(node.inputs[0]) == onnx.TensorProto.FLOAT:
             wide.append(node)
         groups = node.attributes.get("kv_num_heads", 0)
         counts = (node.attributes.get("q_num_heads", 0), groups, groups)
@@ -537,12 +561,17 @@ def _attention(model: Model) -> Iterator[str]:
             for name, count in zip(node.inputs[:3], counts, strict=True)
             if (shape := shapes.shapes.get(name)) and (len(shape) == 4 or count)
         ]
-        if any(width not in WIDTHS for width in widths):
+        query = shapes.shapes.get(node.inputs[0]) or ()
+        loose = len(query) == 4 or bool(dynamic_dims(model))
+        if loose and any(width not in WIDTHS for width in widths):
             odd.append(node)
+        elif loose and query[:1] == (1,) and (query[1] if len(query) == 4 else counts[0]) == 1:
+            single.append(node)
         if len(set(widths)) > 1:
             uneven.append(node)
     yield from _told(wide, "TensorRT builds this node in float16 and bfloat16, not in float32")
     yield from _told(odd, f"heads are not {WIDTHS[0]} to {WIDTHS[-1]} wide")
+    yield from _told(single, "a single head in a batch of one: leave two, or the batch open")
     yield from _told(uneven, "heads of values are not as wide as those of keys: prune both together")
 
 
