@@ -687,13 +687,15 @@ def _machines(targets: Sequence[Mapping[str, Any]]) -> Html | None:
             ("outputs agree", {True: "yes", False: "NO"}[agrees] if isinstance(agrees, bool) else None),
             ("largest error", _worst(target.get("errors"))),
             ("the original's", _worst(target.get("original_errors"))),
+            ("limit", None if target.get("agrees") is None else _shown(target.get("limit"), "{:.1e} of scale")),
+            ("metric there", _change(target.get("quality"))),
             ("CPU time of wall time", _shares(timing.get("cpu"))),
             ("memory", _sizes(target.get("memory"))),
             ("file", _sizes(target.get("size"))),
             ("nodes", target.get("nodes")),
             ("elsewhere", target.get("elsewhere")),
             ("built", target.get("built")),
-            ("settings", timing.get("settings")),
+            ("settings", target.get("settings")),
         ]
         rows = [_fact(key, value) for key, value in facts if value not in (None, "", [], {})]
         notes = [_tag("li", _shortened(f"{note}", 1000)) for note in _list(target.get("objections"))]
