@@ -24,6 +24,7 @@ from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
+from onnxprune.measuring import Measured
 from onnxprune.metrics import Agreement
 from onnxprune.model import Model
 from onnxprune.passes import Options
@@ -402,6 +403,16 @@ def bench(
         for candidate, after in zip(candidates, opened, strict=True)
         for one in _on_targets(graph, after, targets, threads)
     ]
+
+
+def measure(model: Source, table: str | os.PathLike[str], target: str = "cpu") -> Measured:
+    """Time the pieces of a model on a target, and keep the times in a table: with it `shrink(latency=..., latency_table=...)`
+    finds a share of the target's time on machines where the target does not run.
+
+    What the table holds is not timed again. Raises `UserError` where the target does not run here, or refuses a piece, and
+    for a table of another machine.
+    """
+    return pipeline.measure(model, target, Path(table))
 
 
 def quantize(

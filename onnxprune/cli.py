@@ -219,7 +219,7 @@ def _options(given: dict[str, Any]) -> tuple[Options, Inputs]:
     "table",
     type=FILE,
     metavar="FILE",
-    help="Times of pieces, read and added to; for a target that does not run here, made on its device.",
+    help="Times of pieces, read and added to; of another machine, as `measure` writes it there, only read.",
 )
 @click.option("--allow-slower", is_flag=True, help="Write a result that is no faster on a --target, too.")
 @_data("--eval", "judge", text="Data to measure the metric on, before and after (default: --data).")
@@ -496,6 +496,44 @@ def bench(
                 console.print(one.timing.table())
     if any(one.broken for _, one in found):
         ctx.exit(1)
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.option(
+    "--target",
+    "where",
+    default="cpu",
+    show_default=True,
+    metavar="TARGET",
+    help="On which; see `onnxprune targets`.",
+)
+@click.option(
+    "-o", "--output", type=FILE, required=True, help="Table to write, or to add to: for --latency-table."
+)
+@_as_json
+def measure(model: Path, where: str, output: Path, as_json: bool) -> None:
+    """Time the parts of MODEL on a target, so that `shrink --latency` can be run where the target is not.
+
+    An interrupted run goes on where it was.
+    """
+    if output == STDOUT:
+        raise UserError("-o -: a table is a file that is added to; give a path")
+    _protect((model,), (output,))
+    try:
+        with _Progress() as progress:
+            found = pipeline.measure(model, where, output, progress)
+    except KeyboardInterrupt:
+        if output.exists():
+            text = f"interrupted; {output} holds what was measured, and the same command goes on from there"
+            raise KeyboardInterrupt(text) from None
+        raise
+    if as_json:
+        click.echo(_json(found.as_dict()))
+        return
+    for line in found.lines():
+        click.echo(printable(line))
+    _console().print(f"wrote {output}", soft_wrap=True)
 
 
 @main.command()

@@ -687,7 +687,10 @@ def _machines(targets: Sequence[Mapping[str, Any]]) -> Html | None:
             ("outputs agree", {True: "yes", False: "NO"}[agrees] if isinstance(agrees, bool) else None),
             ("largest error", _worst(target.get("errors"))),
             ("the original's", _worst(target.get("original_errors"))),
-            ("limit", None if target.get("agrees") is None else _shown(target.get("limit"), "{:.1e} of scale")),
+            (
+                "limit",
+                None if target.get("agrees") is None else _shown(target.get("limit"), "{:.1e} of scale"),
+            ),
             ("metric there", _change(target.get("quality"))),
             ("CPU time of wall time", _shares(timing.get("cpu"))),
             ("memory", _sizes(target.get("memory"))),

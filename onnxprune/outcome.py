@@ -59,12 +59,11 @@ def changes(blocks: Blocks, plan: Plan) -> dict[str, Change]:
 
 def parts(blocks: Blocks, plan: Plan) -> tuple[Part, ...]:
     """Every group and every removed block, in the order of the graph."""
-    left = {edit.group: len(edit.units) for edit in plan.keeps}
     removed = surgery.removed_blocks(blocks, plan)
     gone = blocks.gone(removed)
     counts = {
-        group: left.get(group.name, group.size)
-        for group in blocks.graph.groups
+        group: count
+        for group, count in _kept(blocks.graph, plan).items()
         if not all(node.index in gone for node in group.nodes)
     }
     taken = [(min(blocks.gone([block])), Part(block.name, block.name, "layers", 1, 0)) for block in removed]
@@ -80,6 +79,12 @@ def found_parts(blocks: Blocks, candidate: Model) -> tuple[Part, ...]:
         if len(known) == 1:
             counts[group] = known.pop()
     return _ordered(_parts(blocks, counts))
+
+
+def _kept(graph: DependencyGraph, plan: Plan) -> dict[Group, int]:
+    """Units that the edits of a plan leave in every group."""
+    left = {edit.group: len(edit.units) for edit in plan.keeps}
+    return {group: left.get(group.name, group.size) for group in graph.groups}
 
 
 def _parts(blocks: Blocks, counts: Mapping[Group, int]) -> list[tuple[int, Part]]:
@@ -110,16 +115,20 @@ def _left(group: Group, place: Occurrence, original: Model, candidate: Model) ->
 
 
 def padding(blocks: Blocks, plan: Plan, options: Options, made_by: units.Units | None) -> Padding:
-    """What is lost to kernels that compute whole blocks of channels; `made_by` is none where a plan was read."""
+    """What is lost to kernels that compute whole blocks of channels; `made_by` is none where a plan was read.
+
+    Both models are counted as kernels compute them. Without a target as onnxruntime does on x86: an original off multiples
+    of 4 costs more than its blocks filled up.
+    """
     graph = blocks.graph
-    kept = {edit.group: len(edit.units) for edit in plan.keeps}
     model = CostModel(graph, blocks.gone(surgery.removed_blocks(blocks, plan)))
+    kernels = options.kernels if options.targets else replace(options.kernels, whole=True)
 
     def filled(group: Group, count: int) -> int:
-        return options.kernels.filled(group, count)
+        return kernels.filled(group, count)
 
     before = CostModel(graph)({group.var: filled(group, group.size) for group in graph.groups}).macs
-    after = model({group.var: filled(group, kept.get(group.name, group.size)) for group in graph.groups}).macs
+    after = model({group.var: filled(group, count) for group, count in _kept(graph, plan).items()}).macs
     exact = made_by.unrounded() if made_by is not None else None
     asked = None
     if exact is not None:

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from onnxprune import (
     flow,
     graphsurgeon,
     latency,
+    measuring,
     metrics,
     outcome,
     passes,
@@ -45,7 +46,7 @@ from onnxprune.plan import Plan, SetWeight
 from onnxprune.repair import Repairs, repair
 from onnxprune.report import Candidates, Mended, Quality, Report
 from onnxprune.runtime import OutOfMemory, RunError
-from onnxprune.targets import target
+from onnxprune.targets import Target, TargetError, target
 from onnxprune.validation import equivalence
 
 Source = str | os.PathLike[str] | onnx.ModelProto | graphsurgeon.Graph
@@ -477,6 +478,151 @@ def descent() -> Generator[float, bool | None, None]:
             failed.append(share)
 
 
+def measure(source: Source, where: str, table: Path, progress: Progress | None = None) -> measuring.Measured:
+    """Time a model's pieces on a target at all counts that `--latency` may ask for, or between which what it asks for
+    lies, and keep the times in a table that `--latency-table` takes on machines where the target does not run.
+
+    Raises `UserError` where the target does not run here, or refuses a piece.
+    """
+    clock = _Clock(progress or _quiet)
+    with clock("load"):
+        model = open_model(source)
+    with clock("analyse"):
+        blocks = Blocks(DependencyGraph(model))
+        aim = _timed(where)
+        options = Options(latency=1.0, targets=(where,), allow_lossy=True)
+        allowed = {group.var: counts for group, counts in units.Units(blocks, options).allowed().items()}
+        feeds = comparison.inputs(blocks.graph)[0]
+    with clock("measure"):
+        return measuring.measure(
+            blocks,
+            allowed,
+            feeds,
+            latency.Table(aim, THREADS, table),
+            lambda done: clock.share("measure", done),
+        )
+
+
+def _timed(name: str) -> Target:
+    """A target whose times mean something."""
+    aim = target(name)
+    if not aim.timed:
+        raise UserError(f"--latency: times on {aim} mean nothing ({aim.title}); name another --target first")
+    return aim
+
+
+@dataclass(frozen=True)
+class TimedCandidates(Candidates):
+    """Models that a search for a share of the time has looked at.
+
+    predicted  of every point the share of the time that the pieces' times add up to
+    measured   whether costs were measured from end to end, else they are read from a table
+    sum        of the times of the original's pieces over that of the whole; none where nobody has measured it
+    """
+
+    predicted: tuple[float, ...]
+    measured: bool
+    sum: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        stated = super().as_dict()
+        told = stated.pop("predicted")
+        points = [{**point, "predicted": one} for point, one in zip(stated.pop("points"), told, strict=True)]
+        return {**stated, "points": points}
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A plan, and the share of the original's time that its cut takes: as its pieces predict it, and as it was measured
+    or, where it cannot be, as the table's whole models lead to expect."""
+
+    plan: Plan
+    predicted: float
+    ratio: float
+
+
+class _Stopwatch:
+    """The time of a model on the first target, of what is cut from it, and plans at the prices that these come to.
+
+    Raises `UserError` where nothing can be known about times.
+    """
+
+    def __init__(self, session: _Session) -> None:
+        self.session = session
+        self.graph = session.graph
+        self.aim = _timed(next(iter(session.options.targets), "cpu"))
+        self.table = latency.Table(self.aim, THREADS, session.inputs.table)
+        with session.clock("measure"):
+            self.feeds = comparison.inputs(self.graph)[0]
+            self.whole = latency.predict(self.graph, self.feeds, self.table)
+            parts = [] if self.table.runs else latency.pieces(self.graph, self.feeds)
+            self.forms = latency.forms(self.graph, parts)
+        self.known = self.table.wholes.get(latency.digest_of(self.graph, self.feeds))
+        self.milliseconds = None if self.known is None else self.known.milliseconds
+        self.trials: list[tuple[Counts, latency.Predicted]] = []
+
+    def plan(self, wish: float) -> Plan:
+        """For this share of the time, at the prices so far. Raises `UserError` where they call it impossible."""
+        prices = latency.prices(self.graph, self.whole, self.trials)
+        self.session.planner.units.prices = prices.by_node
+        priced = CostModel(self.graph, prices=prices.by_node)().time
+        limit = (wish * (priced + prices.constant) - prices.constant) / priced
+        return self.session.plan(("time", min(limit, 1.0)))
+
+    def cut(self, plan: Plan) -> _Cut:
+        """The time of a plan's cut, which the next prices take into account."""
+        pruned = self.session.cut(plan)
+        kept = {var: int(mask.sum()) for var, mask in surgery.keep_masks(self.graph, plan).items()}
+        with self.session.clock("measure"):
+            after = latency.predict(DependencyGraph(Model(pruned)), self.feeds, self.table, self.forms, kept)
+            self.trials.append((kept, after))
+            predicted = after.total / self.whole.total
+            return _Cut(plan, predicted, self._ratio(pruned, predicted))
+
+    def _ratio(self, pruned: onnx.ModelProto, predicted: float) -> float:
+        if not self.table.runs:
+            return predicted if self.known is None else self.known.ratio(predicted)
+        protos = (self.session.model.proto, pruned)
+        try:
+            found = timing.compare_models(self.aim, protos, self.feeds, threads=THREADS)
+        except TargetError as error:
+            raise UserError(f"--latency on {self.aim}: {error}") from None
+        self.milliseconds = found.engines[0].milliseconds
+        return found.ratio
+
+    def told(self, found: Sequence[_Cut], chosen: _Cut) -> TimedCandidates:
+        """For the report: times against the predicted error, where the budget predicts one, else against MACs."""
+        whole = max(CostModel(self.graph)().macs, 1)
+        errors = [one.plan.options.get("predicted_error") for one in found]
+        if None in errors:
+            value, better, original = "share of the MACs", "higher", 1.0
+            values = [outcome.cost(self.session.blocks, one.plan).macs / whole for one in found]
+        else:
+            value, better, original = "predicted error", "lower", 0.0
+            values = [float(error) for error in errors if error is not None]
+        return TimedCandidates(
+            "latency",
+            value,
+            better,
+            original,
+            None,
+            tuple((one.ratio, worth, one is chosen) for one, worth in zip(found, values, strict=True)),
+            tuple(one.predicted for one in found),
+            self.table.runs,
+            None if self.milliseconds is None else self.whole.total / self.milliseconds,
+        )
+
+    def note(self, chosen: _Cut, total: float | None) -> str:
+        """How far the sum of pieces is from the truth, for people."""
+        summed = "" if total is None else f"; the original's add up to {total:.2f} of its time"
+        if self.table.runs:
+            return f"times of pieces predicted {chosen.predicted:.3f} of the time, measured {chosen.ratio:.3f}{summed}"
+        return (
+            f"{chosen.ratio:.3f} of the time on {self.aim} is what {self.table.path} says ({self.table}; times of pieces "
+            f"predicted {chosen.predicted:.3f}{summed}); it was not measured"
+        )
+
+
 def _fast(session: _Session, share: float) -> Plan:
     """The plan whose cut takes this share of the original's time on the first target, or comes nearest below it.
 
@@ -484,44 +630,38 @@ def _fast(session: _Session, share: float) -> Plan:
     cuts is measured from end to end where the target runs here: new times give new prices, and what was missed moves
     the target. Raises `UserError` where the share cannot be reached, or nothing can be known about times.
     """
-    graph, name = session.graph, session.model.name
-    aim = target(next(iter(session.options.targets), "cpu"))
-    if not aim.timed:
-        raise UserError(f"--latency: times on {aim} mean nothing ({aim.title}); name another --target first")
-    table = latency.Table(aim, THREADS, session.inputs.table)
-    with session.clock("measure"):
-        feeds = comparison.inputs(graph)[0]
-        whole = latency.predict(graph, feeds, table)
-    trials: list[tuple[Counts, latency.Predicted]] = []
-    found: list[tuple[float, Plan]] = []
-    wish, low, high = (
-        share,
-        0.0,
-        1.0,
-    )  # what is asked of prices; what gave too little time, or was refused; too much
+    watch = _Stopwatch(session)
+    found = _search(session, watch, share)
+    watch.table.save()
+    reached = [one for one in found if one.ratio <= share + OVER]
+    if not reached:
+        best = f"; the least found is {min(one.ratio for one in found):.3f}" if found else ""
+        raise UserError(
+            f"{session.model.name}: --latency {share} cannot be reached on {watch.aim}{best} (see `onnxprune inspect` "
+            "for what is pinned)"
+        )
+    chosen = max(reached, key=lambda one: one.ratio)
+    session.candidates = told = watch.told(found, chosen)
+    session.notes.append(watch.note(chosen, told.sum))
+    return replace(chosen.plan, options={**chosen.plan.options, "latency": share})
+
+
+def _search(session: _Session, watch: _Stopwatch, share: float) -> list[_Cut]:
+    """Cuts between too slow and too fast, in the order in which they were made; the last is near enough, if any is."""
+    found: list[_Cut] = []
+    wish = share  # what is asked of prices
+    low, high = 0.0, 1.0  # what gave too little time, or was refused; what gave too much
     while len(found) < ATTEMPTS and high - low > OVER:
         session.clock.share("search", len(found) / ATTEMPTS)
-        prices = latency.prices(graph, whole, trials)
-        session.planner.units.prices = prices.by_node
-        priced = CostModel(graph, prices=prices.by_node)().time
-        limit = (wish * (priced + prices.constant) - prices.constant) / priced
         try:
-            plan = session.plan(("time", min(limit, 1.0)))
+            plan = watch.plan(wish)
         except UserError:  # prices are estimates: what they call impossible may yet be reached from above
             low, wish = wish, (wish + high) / 2
             continue
-        pruned = session.cut(plan)
-        with session.clock("measure"):
-            after = latency.predict(DependencyGraph(Model(pruned)), feeds, table)
-            ratio = after.total / whole.total
-            if table.runs:
-                protos = [flow.nest(materialised(proto)) for proto in (session.model.proto, pruned)]
-                ratio = timing.compare_models(aim, protos, feeds, threads=THREADS).ratio
-        found.append((ratio, plan))
+        found.append(watch.cut(plan))
+        ratio = found[-1].ratio
         if share - SLACK <= ratio <= share + OVER:
             break
-        kept = {var: int(mask.sum()) for var, mask in surgery.keep_masks(graph, plan).items()}
-        trials.append((kept, after))
         if len(found) == 1:  # prices are other ones from here on
             low, high = 0.0, 1.0
         else:
@@ -529,25 +669,7 @@ def _fast(session: _Session, share: float) -> Plan:
         wish *= min(max(share / ratio, 0.6), 1.4)
         if not low < wish < high:
             wish = (low + high) / 2
-    table.save()
-    if not found or min(ratio for ratio, _ in found) > share + OVER:
-        best = f"; the least found is {min(ratio for ratio, _ in found):.3f}" if found else ""
-        raise UserError(
-            f"{name}: --latency {share} cannot be reached on {aim}{best} (see `onnxprune inspect` for what is pinned)"
-        )
-    ratio, plan = max((one for one in found if one[0] <= share + OVER), key=lambda one: one[0])
-    whole_macs = max(CostModel(graph)().macs, 1)
-    session.candidates = Candidates(
-        "latency",
-        "share of the MACs",
-        "higher",
-        1.0,
-        None,
-        tuple(
-            (time, outcome.cost(session.blocks, one).macs / whole_macs, one is plan) for time, one in found
-        ),
-    )
-    return replace(plan, options={**plan.options, "latency": share})
+    return found
 
 
 def _on_targets(session: _Session, made: onnx.ModelProto) -> list[OnTarget]:

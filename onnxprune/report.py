@@ -65,7 +65,8 @@ class Padding:
     """What is lost to kernels that compute whole blocks of channels.
 
     blocks  in words
-    padded  the share of the MACs that is kept where every count is filled up to whole blocks
+    padded  the share of the MACs that is kept where every count is filled up to whole blocks, or counts as much as what
+            its slower kernels cost (`Alignment.filled`)
     asked   the share that the given ratios keep where counts are not rounded; none where they are not what was given
     """
 

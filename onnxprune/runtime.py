@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -88,7 +89,7 @@ class Session:
 
     Graph optimisations are off by default, so that the graph that runs is the graph that is judged.
     `expose` are inner tensors to return besides the outputs of a model in memory. With `placement`, the attribute
-    of that name counts the nodes that each provider took.
+    of that name counts the nodes that each provider took. Without `spinning`, idle threads sleep.
     """
 
     def __init__(
@@ -98,8 +99,11 @@ class Session:
         threads: int = 0,
         expose: Sequence[onnx.ValueInfoProto] = (),
         placement: bool = False,
+        spinning: bool = True,
     ) -> None:
         options = ort.SessionOptions()
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if placement:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.log_severity_level = 4
@@ -141,29 +145,72 @@ class Session:
         providers = ["CPUExecutionProvider"]
         return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)  # which prints
 
-    def _fit(self, name: str, value: Array) -> Array:
-        """A float feed in the width that the model states."""
-        return value.astype(np.float32, copy=False) if self.inputs[name] == "tensor(float)" else value
-
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        names = list(outputs or self.outputs)
-        given = {k: self._fit(k, v) for k, v in feeds.items() if k in self.inputs}
+        """Values of `outputs` (default: all). Floats are fed in the width that the model states, what it does not take
+        not at all."""
+        # This is timed: as little as possible besides the run itself.
+        names = list(outputs) if outputs else self.outputs
+        inputs = self.inputs
+        given = {
+            k: v.astype(np.float32) if inputs[k] == "tensor(float)" and v.dtype != np.float32 else v
+            for k, v in feeds.items()
+            if k in inputs
+        }
+        try:
+            run = self._bounded if self._loops else self._session.run
+            return dict(zip(names, run(names, given), strict=True))
+        except Endless:
+            raise
+        except Exception as error:  # as above
+            raise _failure(error) from None
+
+    def _bounded(self, names: list[str], given: Feeds) -> list[Any]:
+        """A run that is ended where it does not end."""
         options = ort.RunOptions()
         clock = threading.Timer(ENDLESS, setattr, (options, "terminate", True))
         clock.daemon = True
-        if self._loops:
-            clock.start()
+        clock.start()
         try:
-            values = self._session.run(names, given, options)
-        except Exception as error:  # as above
+            values: list[Any] = self._session.run(names, given, options)
+        except Exception:
             if options.terminate:
                 raise Endless(
                     f"a loop of the model did not end in {ENDLESS} seconds on made-up inputs; nothing was written"
                 ) from None
-            raise _failure(error) from None
+            raise
         finally:
             clock.cancel()
-        return dict(zip(names, values, strict=True))
+        return values
+
+
+@functools.cache
+def newest() -> tuple[int, int]:
+    """The newest opset and IR version that this onnxruntime loads, of those that onnx knows.
+
+    Found by trial: the operators that it registers are newer than what it takes, and an environment variable
+    (ALLOW_RELEASED_ONNX_OPSET_ONLY) changes that.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+
+    def loads(opset: int, ir: int) -> bool:
+        x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "least", [x], [y])
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=ir
+        )
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception:  # as above
+            return False
+        return True
+
+    old_opset, old_ir = 13, 7  # which every release that this package takes can load
+    opset = next(
+        n for n in range(onnx.defs.onnx_opset_version(), 0, -1) if n == old_opset or loads(n, old_ir)
+    )
+    ir = next(n for n in range(onnx.IR_VERSION, 0, -1) if n == old_ir or loads(old_opset, n))
+    return opset, ir
 
 
 def inner(proto: onnx.ModelProto, names: Iterable[str]) -> list[onnx.ValueInfoProto]:

@@ -406,6 +406,91 @@ def test_allowed_counts_are_those_that_rounding_gives(
     assert rounding.allowed(group) == tuple(sorted({rounding.count(group, w) for w in wishes} | {size}))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 200), st.integers(2, 40), st.integers(1, 80), st.sampled_from([1, 2, 3, 8]), st.booleans(),
+    st.booleans(), st.lists(st.floats(0, 1), min_size=2, max_size=8),
+)  # fmt: skip
+def test_rounded_counts_keep_their_floors(
+    size: int, align: int, minimum: int, stride: int, grouped: bool, whole: bool, shares: list[float]
+) -> None:
+    """Grouped convolutions off multiples of 4 are several times slower, whatever is asked for."""
+    align = align * 4 if whole else align  # kernels that leave their blocks have blocks of vectors
+    rounding = Rounding(Alignment(align, align, align, whole), minimum)
+    group = Group("g", Var(size), [], stride=stride, grouped=grouped, windowed=not grouped)
+    kept = [rounding.count(group, share * size) for share in sorted(shares)]
+    assert kept == sorted(kept)
+    for count in kept:
+        assert min(size, minimum) <= count <= size
+        step_or_four = count % rounding.step(group) == 0 or (whole and count * stride % 4 == 0)
+        assert count == size or step_or_four
+        assert count == size or not grouped or count * stride % 4 == 0
+        assert rounding.alignment.filled(group, count) <= rounding.alignment.filled(group, size)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.floats(0, 1), st.booleans(), st.booleans())
+def test_between_full_blocks_the_nearest_is_taken(
+    blocks: int, share: float, grouped: bool, whole: bool
+) -> None:
+    size = 16 * blocks + 16
+    rounding = Rounding(Alignment(whole=whole))
+    group = Group("g", Var(size), [], grouped=grouped, windowed=not grouped)
+    wish = share * size
+    nearest = min(range(size, 15, -16), key=lambda count: abs(count - wish))
+    assert rounding.count(group, wish) == nearest
+
+
+@pytest.mark.parametrize(
+    ("size", "removed", "kept"),
+    [
+        (22, 0.0, 22),
+        (22, 0.05, 22),
+        (22, 0.1, 16),  # 22 cost 29
+        (24, 0.01, 24),
+        (24, 0.1, 24),  # 2.4 too many cost 4.8, 5.6 too few
+        (24, 0.12, 16),
+        (27, 0.1, 24),  # 24 cost 32 as 27 would, but 27 are off multiples of 4 and cost 36
+        (27, 0.2, 24),
+        (27, 0.25, 16),
+        (40, 0.02, 40),
+        (40, 0.1, 32),
+        (45, 0.05, 44),
+        (64, 0.1, 64),
+    ],
+)
+def test_off_the_blocks_cost_decides(size: int, removed: float, kept: int) -> None:
+    """Where parts of a block cost as much as the block, in blocks of 16."""
+    group = Group("g", Var(size), [], windowed=True)
+    assert Rounding(Alignment(whole=True)).count(group, size * (1 - removed)) == kept
+
+
+@pytest.mark.parametrize(("size", "kept"), [(18, (16, 18)), (21, (16, 20, 21)), (58, (16, 32, 48, 56, 58))])
+def test_depthwise_convolutions_have_a_way_back_to_multiples_of_4(size: int, kept: tuple[int, ...]) -> None:
+    """Where a depthwise convolution is off them already: 20 channels take less than half as long as 21."""
+    assert Rounding(Alignment(whole=True)).allowed(Group("g", Var(size), [], grouped=True)) == kept
+
+
+def test_what_counts_cost_in_full_blocks() -> None:
+    padding, leaving = Alignment(), Alignment(whole=True)
+    dense = Group("g", Var(64), [], windowed=True)
+    depthwise = Group("g", Var(64), [], grouped=True)
+    product = Group("g", Var(64), [])
+    counts = (7, 12, 16, 24, 27, 58)
+    assert [padding.filled(dense, n) for n in counts] == [16, 16, 16, 32, 32, 64]
+    assert [leaving.filled(dense, n) for n in counts] == [16, 16, 16, 32, 36, 76]
+    assert [leaving.filled(depthwise, n) for n in counts] == [16, 16, 16, 32, 44, 93]
+    assert [leaving.filled(product, n) for n in counts] == list(counts)
+
+
+@pytest.mark.parametrize("align", [6, 12, 20, 24])
+def test_parts_of_blocks_in_groups_are_multiples_of_4(align: int) -> None:
+    group = Group("g", Var(22), [], grouped=True)
+    kept = Rounding(Alignment.of(align)).allowed(group)
+    assert len(kept) > 1
+    assert all(count % 4 == 0 for count in kept[:-1])
+
+
 @pytest.mark.parametrize(
     ("size", "parts", "whole"),
     [

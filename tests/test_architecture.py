@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "onnxprune"
 # Each module may import those to its left only.
 LAYERS = [
     "errors", "axes", "stored", "flow", "graphsurgeon", "model", "ops", "sizes", "runtime", "shapes", "data", "outputs", "metrics", "parts", "dependency", "blocks", "naming", "cost", "plan", "rewrite", "surgery",
-    "readers", "statistics", "criteria", "allocation", "targets", "timing", "latency", "repair", "sensitivity", "calibration", "passes", "validation", "reference", "comparison", "report", "outcome", "inspection", "pipeline", "quantisation", "survey", "html", "api", "plugins", "cli",
+    "readers", "statistics", "criteria", "allocation", "targets", "timing", "grids", "latency", "measuring", "repair", "sensitivity", "calibration", "passes", "validation", "reference", "comparison", "report", "outcome", "inspection", "pipeline", "quantisation", "survey", "html", "api", "plugins", "cli",
 ]  # fmt: skip
 
 

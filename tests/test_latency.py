@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from onnx import ModelProto, helper, numpy_helper
 
 from models.architectures import ARCHITECTURES
+from models.builder import Graph
 from models.transformers import TRANSFORMERS
-from onnxprune import latency
+from onnxprune import Result, comparison, latency, measuring, shrink, surgery, timing
+from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
-from onnxprune.latency import Predicted, Table, pieces, prices
+from onnxprune.grids import Grid, Whole, monotone, spread
+from onnxprune.latency import Piece, Predicted, Table, forms, pieces, prices
 from onnxprune.runtime import Feeds, Session
 from onnxprune.shapes import accepted_runs
-from onnxprune.targets import State, target
+from onnxprune.targets import TARGETS, Engine, State, TargetError, target
+from onnxprune.targets.cpu import Cpu
 from tests.reference import graph_of
+from tests.small import run
 
 SMALL = {"width": 0.25, "image": 64, "classes": 10}
 SUBJECTS: dict[str, Callable[[], ModelProto]] = {
@@ -80,6 +90,28 @@ def test_times_depend_on_shapes_and_not_on_values_or_names() -> None:
     assert digest(layer(8)) != digest(layer(8, kernel=5))
 
 
+def resized(factor: float) -> ModelProto:
+    """A layer and a Resize, whose factor is a float constant."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Resize", ["c", "", "s"], ["y"], mode="linear"),
+    ]
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((4, 4, 3, 3)).astype(np.float32), "w"),
+        numpy_helper.from_array(np.array([1, 1, factor, factor], dtype=np.float32), "s"),
+    ]
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 8, 8])
+    made = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [value], [made], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_times_depend_on_floats_that_decide_on_shapes() -> None:
+    assert digest(resized(2)) == digest(resized(2))
+    assert digest(resized(2)) != digest(resized(8))
+
+
 def test_prices_of_the_original_give_its_time() -> None:
     graph = graph_of(SUBJECTS["mobilenet_v3_large"]())
     hearts = [piece.heart for piece in pieces(graph, fed(graph))]
@@ -120,10 +152,10 @@ def test_work_of_the_nodes_is_the_cost() -> None:
     assert share == pytest.approx(cost(half).macs / cost().macs, rel=1e-6)
 
 
-class Absent(type(target("cpu"))):  # type: ignore[misc]
+class Absent(Cpu):
     """The CPU, somewhere else."""
 
-    def state(self) -> object:
+    def state(self) -> State:
         return State("absent", missing="it is elsewhere")
 
 
@@ -142,18 +174,54 @@ def test_a_table_goes_from_machine_to_machine(tmp_path: Path) -> None:
         latency.predict(graph_of(layer(7)), fed(graph_of(layer(7))), there)
 
 
+HEADER: dict[str, Any] = {
+    "format": latency.FORMAT,
+    "target": "cpu",
+    "version": "onnxruntime 1.20.0",
+    "device": "aarch64",
+    "processor": "Cortex-A76",
+    "threads": 8,
+    "milliseconds": {},
+    "grids": {},
+    "wholes": {},
+}
+GRID: dict[str, Any] = {"inputs": [1, 2], "outputs": [3], "times": [[1], [2]], "rest": [1], "spent": [2]}
+WHOLE: dict[str, Any] = {"milliseconds": 1, "pieces": 1, "ratios": [[0.5, 0.5]]}
+
+
 @pytest.mark.parametrize(
-    "broken",
+    "changed",
     [
-        "",
-        "[]",
-        '{"format": 9, "target": "cpu", "milliseconds": {}}',
-        '{"format": 1, "target": "qnn", "milliseconds": {}}',
-        '{"format": 1, "target": "cpu", "milliseconds": {"a": -1}}',
-        '{"format": 1, "target": "cpu", "milliseconds": {"a": "x"}}',
-        '{"format": 1, "target": "cpu", "milliseconds": 3}',
+        {"format": 1},
+        {"target": "qnn"},
+        {"threads": "8"},
+        {"milliseconds": {"a": -1}},
+        {"milliseconds": {"a": "x"}},
+        {"milliseconds": {"a": float("nan")}},
+        {"milliseconds": 3},
+        {"grids": {"a": 1}},
+        {"grids": {"a": GRID | {"inputs": [2, 1]}}},
+        {"grids": {"a": GRID | {"inputs": [1.5, 2]}}},
+        {"grids": {"a": GRID | {"outputs": []}}},
+        {"grids": {"a": GRID | {"times": [[1]]}}},
+        {"grids": {"a": GRID | {"times": [[1], [2, 3]]}}},
+        {"grids": {"a": GRID | {"times": [[1], [float("inf")]]}}},
+        {"grids": {"a": GRID | {"spent": [0]}}},
+        {"wholes": {"a": WHOLE | {"milliseconds": 0}}},
+        {"wholes": {"a": WHOLE | {"ratios": [1]}}},
+        {"wholes": []},
     ],
 )
+def test_tables_that_do_not_fit(changed: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(HEADER | {"grids": {"a": GRID}, "wholes": {"a": WHOLE}}))
+    assert Table(target("cpu"), 1, path).grids["a"].at((1, 3, 1)) == 1
+    path.write_text(json.dumps(HEADER | changed))
+    with pytest.raises(UserError, match="not a latency table that fits"):
+        Table(target("cpu"), 1, path)
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "{}", "[" * 10**5])
 def test_files_that_are_no_tables(broken: str, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(broken)
@@ -170,3 +238,273 @@ def test_tables_are_kept_apart_by_target_and_threads(tmp_path: Path, monkeypatch
     assert Table(target("cpu"), 1).times == {"a": 1.0}
     assert not Table(target("cpu"), 2).times
     assert json.loads(one.path.read_text())["threads"] == 1
+
+
+@pytest.mark.parametrize("name", ["version", "device", "processor", "threads"])
+def test_a_table_of_another_machine_is_only_read(name: str, tmp_path: Path) -> None:
+    """Its times are believed, and none of this machine are put beside them."""
+    graph, other = graph_of(layer(8)), graph_of(layer(7))
+    path = tmp_path / "table.json"
+    (piece,) = pieces(graph, fed(graph))
+    here = Table(target("cpu"), 1, path)
+    stated = HEADER | here.key | {"milliseconds": {piece.digest: 123.0}}
+    path.write_text(json.dumps(stated))
+    assert Table(target("cpu"), 1, path).runs
+    stated[name] = HEADER[name]
+    path.write_text(json.dumps(stated))
+    before = path.read_bytes()
+    table = Table(target("cpu"), 1, path)
+    assert not table.runs
+    assert f"{name} {HEADER[name]!r}, here {here.key[name]!r}" == table.foreign
+    assert latency.predict(graph, fed(graph), table).total == 123.0
+    with pytest.raises(
+        UserError, match=f"another machine .*{name}.* are not mixed; make it with `onnxprune measure"
+    ):
+        latency.predict(other, fed(other), table)
+    with pytest.raises(UserError, match="another machine is not added to"):
+        measuring.measure(Blocks(graph), {}, fed(graph), table)
+    table.save()
+    assert path.read_bytes() == before
+
+
+def test_a_table_says_on_which_processor_it_was_made(tmp_path: Path) -> None:
+    x86, arm, board = tmp_path / "x86", tmp_path / "arm", tmp_path / "board"
+    x86.write_text(
+        "processor\t: 0\nmodel\t\t: 17\nmodel name\t: Ryzen 9 7950X 16-Core\nflags\t\t: fpu avx\n\n" * 2
+    )
+    arm.write_text("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n\n")
+    board.write_text("processor\t: 0\nCPU part\t: 0xd0b\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 5\n")
+    assert latency._cpuinfo(x86) == "Ryzen 9 7950X 16-Core"
+    assert latency._cpuinfo(arm) == "0x41 0xd0b"
+    assert latency._cpuinfo(board) == "Raspberry Pi 5 BCM2835 0xd0b"
+    assert latency._cpuinfo(tmp_path / "none") == ""
+    assert Table(target("cpu"), 1, tmp_path / "t.json").key["processor"] == latency.processor()
+
+
+# Grids
+
+
+def dense() -> ModelProto:
+    """Layers that read one, all, and some of those before them: pieces of one to three directions."""
+    graph = Graph(seed=0)
+    stream = graph.relu(graph.conv(graph.input(1, 3, 32, 32), 48))
+    for _ in range(2):
+        stream = graph.concat(stream, graph.relu(graph.conv(graph.relu(graph.conv(stream, 64, k=1)), 32)))
+        stream = graph.relu(stream)
+    return graph.model(graph.gemm(graph.flatten(graph.gap(graph.conv(stream, 64))), 10))
+
+
+PLACED = {name: make for name, make in SUBJECTS.items() if name != "densenet121"} | {"dense": dense}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_the_place_of_a_piece_tells_whether_it_changes(name: str) -> None:
+    """A piece has the original's shapes exactly where its three extents are the original's."""
+    graph = graph_of(PLACED[name]())
+    feeds = fed(graph)
+    found = pieces(graph, feeds)
+    original = {piece.heart: piece.digest for piece in found}
+    known = forms(graph, found)
+    rng = np.random.default_rng(len(name))
+    groups = [group for group in graph.groups if not group.lossy]
+    chosen = [groups[i] for i in rng.permutation(len(groups))[: max(len(groups) // 4, 1)]]
+    counts = {group.var: group.size // 2 for group in chosen}
+    keep = {group.var: np.arange(group.size) < counts[group.var] for group in chosen}
+    cut = graph_of(surgery._Surgery(graph, keep).run())
+    same = {piece.heart: piece.digest == original[piece.heart] for piece in pieces(cut, feeds)}
+    assert same == {heart: form.place(counts) == form.place({}) for heart, form in known.items()}
+    assert len(set(same.values())) == 2 or len(groups) < 4
+
+
+grids = st.integers(1, 4).flatmap(
+    lambda rows: st.integers(1, 4).flatmap(
+        lambda columns: arrays(np.float64, (rows, columns), elements=st.floats(0.01, 100))
+    )
+)
+
+
+@given(grids)
+def test_monotone_values_fall_nowhere_and_stay_where_they_did_not(values: np.ndarray[Any, Any]) -> None:
+    made = monotone(values)
+    assert all((np.diff(made, axis=axis) >= 0).all() for axis in range(2))
+    np.testing.assert_array_equal(monotone(made), made)
+    assert values.min() <= made.min() <= made.max() <= values.max()
+
+
+@given(grids, st.integers(0, 60), st.integers(0, 60))
+def test_between_the_points_of_a_grid(values: np.ndarray[Any, Any], first: int, second: int) -> None:
+    """Never outside of what was measured, and never less time for more channels."""
+    inputs, outputs = (tuple(range(8, 8 * n + 1, 8)) for n in values.shape)
+    grid = Grid(inputs, outputs, tuple(map(tuple, values.tolist())), (1,), (float(values[-1, -1]),))
+    assert Grid.read(json.loads(json.dumps(grid.as_dict()))) == grid
+    spent = grid.at((first, second, 1))
+    assert min(values.min(), 0.1 * values.min()) <= spent <= values.max() * (1 + 1e-9)
+    assert grid.at((first + 1, second, 1)) >= spent * (1 - 1e-9)
+    assert grid.at((first, second + 1, 1)) >= spent * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_points_are_spread_from_end_to_end(length: int) -> None:
+    found = list(spread(length, 5))
+    assert (found[0], found[-1], len(found)) == (0, length - 1, min(length, 5))
+    assert np.ptp(np.diff(found)) <= 1 if length > 2 else True
+
+
+def test_ratios_of_whole_models() -> None:
+    whole = Whole(10, 12, ((0.5, 0.6), (0.25, 0.4), (1.2, 0.99)))
+    assert [whole.ratio(told) for told in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == [
+        0.0, 0.2, 0.4, 0.6, pytest.approx(0.8), 1.0,
+    ]  # fmt: skip
+
+
+def test_times_that_are_linear_in_each_extent_are_found_between_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of which it is known how long each shape takes, at any counts."""
+    proto = dense()
+    graph = graph_of(proto)
+
+    def known(self: Table, piece: Piece) -> float:
+        """An offset, the products of inputs and outputs, and what is read."""
+        made = sum(int(np.prod(weight.dims)) for weight in piece.proto.graph.initializer)
+        return 1e-2 + 1e-6 * made + 1e-7 * sum(value.size for value in piece.feeds.values())
+
+    monkeypatch.setattr(Table, "time", known)
+    monkeypatch.setattr(timing, "SECONDS", 1e-3)  # what whole models take does not matter here
+    table = Table(target("cpu"), 1, tmp_path / "t.json")
+    feeds = fed(graph)
+    allowed = {group.var: tuple(range(8, group.size + 1, 8)) for group in graph.groups}
+    found = measuring.measure(Blocks(graph), allowed, feeds, table)
+    assert found.error < 1e-9
+    assert found.pieces == len(table.grids) == found.distinct == 7
+    kinds = {
+        (len(grid.inputs) > 1, len(grid.outputs) > 1, len(grid.rest) > 1) for grid in table.grids.values()
+    }
+    assert {(False, True, False), (True, True, False), (True, True, True), (True, False, False)} <= kinds
+    away = Table(Absent(), 1, tmp_path / "t.json")
+    shapes = forms(graph, pieces(graph, feeds))
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        counts = {group.var: int(rng.integers(8, group.size + 1)) for group in graph.groups}
+        cut = measuring._cut(Blocks(graph), counts)
+        exact = latency.predict(cut, feeds, table).pieces
+        told = {heart: away.grids[form.key].at(form.place(counts)) for heart, form in shapes.items()}
+        assert told == pytest.approx(exact, rel=1e-6)
+
+
+PLAIN: dict[str, Any] = {"criterion": "l2", "allocation": "uniform", "repair": "none", "allow_slower": True}
+
+
+def chosen(result: Result) -> dict[str, Any]:
+    assert result.report.candidates is not None
+    (point,) = (one for one in result.report.candidates.as_dict()["points"] if one["chosen"])
+    return dict(point)
+
+
+def test_measured_on_the_device_and_pruned_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SECONDS", 0.03)
+    graph = Graph(seed=0)
+    value = graph.input(1, 3, 32, 32)
+    for width in (48, 64, 64):
+        value = graph.relu(graph.conv(value, width))
+    proto = graph.model(value)
+    path, table, bare = tmp_path / "model.onnx", tmp_path / "table.json", tmp_path / "bare.json"
+    onnx.save(proto, path)
+    told = run("measure", path, "-o", table)
+    assert told.exit_code == 0, told.output
+    assert "between the points of the grids times of pieces are off by" in told.output
+    before = table.read_bytes()
+    stated = json.loads(before)
+    bare.write_text(json.dumps(stated | {"grids": {}}))  # what the path of a search there would have left
+    with monkeypatch.context() as patch:
+        patch.setitem(TARGETS, "cpu", Absent)
+        options: dict[str, Any] = {**PLAIN, "latency": 0.6, "targets": ["cpu"], "align": 4}
+        with pytest.raises(UserError, match="lacks a shape of this model, and cpu does not run here"):
+            shrink(path, latency_table=bare, **options)
+        with pytest.raises(UserError, match=r"does not run here .*give --latency-table"):
+            shrink(path, latency_table=tmp_path / "none.json", **options)
+        with pytest.raises(UserError, match="does not run here"):
+            measuring.measure(Blocks(graph_of(proto)), {}, {}, Table(Absent(), 1, bare))
+        result = shrink(path, latency_table=table, **options)
+        same = shrink(path, latency_table=table, **options)
+    assert table.read_bytes() == before
+    assert result.plan == same.plan  # nothing was measured, so that nothing differs
+    assert 0.55 < chosen(result)["cost"] <= 0.61
+    assert any("is what" in note and "it was not measured" in note for note in result.report.notes)
+    feeds = comparison.inputs(graph_of(proto))[0]
+    measured = timing.compare_models(target("cpu"), (proto, result.model), feeds).ratio
+    assert abs(measured - chosen(result)["cost"]) < 0.2
+
+
+def test_what_is_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(layer(8), path)
+    for arguments, why in (
+        (("-o", "-"), "a table is a file"),
+        (("-o", path), "the output is the input"),
+        (("-o", tmp_path / "t.json", "--target", "qnn"), "it does not run here|times on qnn mean nothing"),
+        (("-o", tmp_path / "t.json", "--target", "nowhere"), "choose one of"),
+    ):
+        refused = run("measure", path, *arguments)
+        assert refused.exit_code == 2
+        assert re.search(why, refused.output)
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])
+    made = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [made])
+    idle = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(idle, path)
+    assert (
+        "nothing in it can be timed piece by piece" in run("measure", path, "-o", tmp_path / "t.json").output
+    )
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_what_pieces_predict_is_reported_beside_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "SECONDS", 0.03)
+    path, report, table = tmp_path / "model.onnx", tmp_path / "report.json", tmp_path / "t.json"
+    onnx.save(dense(), path)
+    options = [
+        "--latency",
+        0.6,
+        "--latency-table",
+        table,
+        "--samples",
+        16,
+        "--repair",
+        "none",
+        "--allow-slower",
+    ]
+    done = run("shrink", path, *options, "--json", report)
+    assert done.exit_code == 0, done.output
+    found = json.loads(report.read_text())
+    told = found["candidates"]
+    (point,) = (one for one in told["points"] if one["chosen"])
+    line = f"times of pieces predicted {point['predicted']:.3f} of the time, measured {point['cost']:.3f}"
+    assert line in done.output
+    assert told["measured"] is True
+    assert (told["value"], told["better"], told["original"]) == ("predicted error", "lower", 0.0)
+    assert all(one["predicted"] > 0 and one["value"] >= 0 for one in told["points"])
+    graph = graph_of(onnx.load(path))
+    feeds = comparison.inputs(graph)[0]
+    known = Table(Absent(), 1, table)
+    after = graph_of(onnx.load(tmp_path / "model.pruned.onnx"))
+    share = latency.predict(after, feeds, known).total / latency.predict(graph, feeds, known).total
+    assert point["predicted"] == pytest.approx(share)
+    page = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert all(f"`{key}`" in page for key in (*told, *point))
+
+
+def test_a_target_that_refuses_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(Cpu):
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            if any(node.op_type == "Concat" for node in onnx.load(path).graph.node):
+                raise TargetError("no Concat here")
+            return super().load(path, threads)
+
+    monkeypatch.setitem(TARGETS, "cpu", Picky)
+    with pytest.raises(
+        UserError, match=r"--target cpu: it does not run the part of the model around .*: no Concat here"
+    ):
+        shrink(dense(), latency=0.6, latency_table=tmp_path / "t.json", **PLAIN)

@@ -53,18 +53,37 @@ def test_a_removed_block_is_a_part() -> None:
     assert [(part.before, part.after) for part in removed] == [(1, 0)]
 
 
-def test_what_blocks_of_channels_cost() -> None:
-    """64 -> 57 -> 57 -> out: every count fills 64 again, and nothing is saved."""
-    proto = chain(64, 64, 16)
-    report = onnxprune.shrink(proto, 0.1, align=1, **PLAIN).report
+@pytest.mark.parametrize(("ratio", "left", "filled"), [(0.06, 60, 64), (0.1, 58, 76)])
+def test_what_blocks_of_channels_cost(ratio: float, left: int, filled: int) -> None:
+    """60 of 64 channels fill 64 again, and nothing is saved; off multiples of 4 they take slower kernels."""
+    report = onnxprune.shrink(chain(64, 64, 16), ratio, align=1, **PLAIN).report
+
+    def work(count: int) -> int:
+        return 8 * count + count**2 + count * 16
+
     assert report.padding is not None
-    assert report.padding.padded == 1.0
-    kept = 58 / 64
-    work = [8 * 64, 64 * 64, 64 * 16]
-    left = [8 * 64 * kept, 64 * 64 * kept**2, 64 * 16 * kept]
-    assert report.kept["macs"] == pytest.approx(sum(left) / sum(work))
+    assert report.padding.padded == work(filled) / work(64)
+    assert report.kept["macs"] == pytest.approx(work(left) / work(64))
     assert report.padding.asked == pytest.approx(report.kept["macs"])
     assert any("blocks of 16" in note for note in report.notes)
+
+
+def test_an_original_off_the_blocks_costs_more_than_its_blocks() -> None:
+    """27 channels cost 36 (onnxruntime on x86 takes 1.3 times as long as for 24), 24 cost 32."""
+    report = onnxprune.shrink(chain(27, 27, 16), 0.1, **PLAIN).report
+    assert [part.after for part in report.parts] == [24, 24]
+    assert report.padding is not None
+    assert report.padding.padded == (8 * 32 + 32**2 + 32 * 16) / (8 * 36 + 36**2 + 36 * 16)
+    assert not any("kernels" in note for note in report.notes)
+
+
+def test_a_least_count_is_rounded_to_what_depthwise_convolutions_take() -> None:
+    proto = ARCHITECTURES["mobilenet_v2"](width=1.0, image=32, classes=10)
+    report = onnxprune.shrink(proto, 0.7, min_channels=50, **PLAIN).report
+    kept = [(part.before, part.after) for part in report.parts]
+    assert all(after >= min(before, 50) for before, after in kept)
+    assert all(after == before or after % 16 == 0 for before, after in kept)
+    assert (96, 64) in kept
 
 
 def test_what_rounding_keeps() -> None:

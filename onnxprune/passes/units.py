@@ -139,8 +139,11 @@ class Units:
     def curves(self) -> dict[Group, allocation.Curve]:
         """The measured error of every group by the units it keeps."""
         assert self.calibration is not None
-        allowed = {group: self._rounding(group).allowed(group) for group in self.groups}
-        return self.calibration.curves(self.scores, allowed, len(self._removable))
+        return self.calibration.curves(self.scores, self.allowed(), len(self._removable))
+
+    def allowed(self) -> dict[Group, tuple[int, ...]]:
+        """Units that each group may keep, ascending."""
+        return {group: self._rounding(group).allowed(group) for group in self.groups}
 
     @functools.cached_property
     def _removable(self) -> list[Block]:

@@ -25,7 +25,7 @@ from onnxprune.targets import (
     webgpu,
     xnnpack,
 )
-from onnxprune.targets.target import Engine, Reach, Scheme, State, Target, TargetError
+from onnxprune.targets.target import Engine, Reach, Scheme, State, Target, TargetError, Versions
 
 _MODULES = (
     cpu,
@@ -55,7 +55,8 @@ def target(text: str) -> Target:
 
 
 def described() -> list[dict[str, Any]]:
-    """Every target with each of its precisions: what it can do on this machine and what it aligns to."""
+    """Every target with each of its precisions: what it can do on this machine, what it aligns to, and the newest
+    versions of ONNX that it loads."""
     found = []
     for kind in TARGETS.values():
         for precision in kind.precisions:
@@ -64,8 +65,20 @@ def described() -> list[dict[str, Any]]:
                 {"target": f"{one}", "title": kind.title, "timed": one.timed}
                 | asdict(one.state())
                 | {"alignment": asdict(one.alignment())}
+                | {"newest": asdict(newest) if (newest := one.newest()) else None}
             )
     return found
 
 
-__all__ = ["TARGETS", "Engine", "Reach", "Scheme", "State", "Target", "TargetError", "described", "target"]
+__all__ = [
+    "TARGETS",
+    "Engine",
+    "Reach",
+    "Scheme",
+    "State",
+    "Target",
+    "TargetError",
+    "Versions",
+    "described",
+    "target",
+]

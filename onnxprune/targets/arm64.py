@@ -13,8 +13,8 @@ from pathlib import Path
 from onnxprune.allocation import Alignment
 from onnxprune.targets.cache import kept
 from onnxprune.targets.cpu import PROVIDER, UNSIGNED
-from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.remote import RemoteEngine, newest_of
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions
 
 DEVICE = "Cortex-A76, emulated"
 HOSTS = ("x86_64", "AMD64")
@@ -49,17 +49,25 @@ class Arm64(Target):
             return State(
                 "absent", device=machine, missing="the emulator (qemu-user) runs on x86-64 Linux only"
             )
-        found = sorted(environment().glob("site/onnxruntime-*.dist-info"))
-        if not found or not _interpreter().exists():
+        version = _version()
+        if not version or not _interpreter().exists():
             return State("absent", device=DEVICE, missing=f"not installed: {self.install()}")
-        version = found[-1].name.removesuffix(".dist-info").partition("-")[2]
         return State("runs", f"onnxruntime {version}", DEVICE)
+
+    def newest(self) -> Versions | None:
+        return newest_of(_version())
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         state = self.state()
         if state.reach != "runs":
             raise TargetError(f"{self.name} does not run here: {state.missing}")
         return RemoteEngine(path, PROVIDER, {}, threads, interpreter=_interpreter(), device=DEVICE)
+
+
+def _version() -> str:
+    """Of its onnxruntime; empty where there is none."""
+    found = sorted(environment().glob("site/onnxruntime-*.dist-info"))
+    return found[-1].name.removesuffix(".dist-info").partition("-")[2] if found else ""
 
 
 def _interpreter() -> Path:

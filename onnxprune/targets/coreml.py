@@ -36,7 +36,7 @@ class CoreMl(ProviderTarget):
         return "as stored" if self.precision == "fp32" else "fp16"
 
     def objections(self, model: Model) -> list[str]:
-        return open_shapes(model, "Core ML") + control_flow(model)
+        return super().objections(model) + open_shapes(model, "Core ML") + control_flow(model)
 
 
 TARGET = CoreMl

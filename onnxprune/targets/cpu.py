@@ -12,8 +12,8 @@ from typing import Any
 import onnxruntime as ort
 
 from onnxprune.allocation import Alignment
-from onnxprune.runtime import Feeds, RunError, Session
-from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError
+from onnxprune.runtime import Feeds, RunError, Session, newest
+from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError, Versions
 
 PROVIDER = "CPUExecutionProvider"
 X86 = ("x86_64", "AMD64")
@@ -43,18 +43,25 @@ class Cpu(Target):
         kind = platform.machine() + (", AVX-512" if _wide() else "")
         return State("runs", f"onnxruntime {ort.__version__}", kind)
 
+    def newest(self) -> Versions:
+        return Versions(*newest())
+
     def load(self, path: Path, threads: int = 1) -> Engine:
         return CpuEngine(path, threads)
 
 
 class CpuEngine(Engine):
-    """A session with all optimisations."""
+    """A session with all optimisations.
+
+    Threads that have nothing to do sleep. By default they spin, and those of one engine take the processors from the
+    other (onnxruntime, Thread management).
+    """
 
     place = PROVIDER
 
     def __init__(self, path: Path, threads: int) -> None:
         try:
-            self._session = Session(path, optimise="all", threads=threads, placement=True)
+            self._session = Session(path, optimise="all", threads=threads, placement=True, spinning=False)
         except RunError as error:
             raise TargetError(f"{error}") from None
         self.nodes = self._session.placement
@@ -63,6 +70,7 @@ class CpuEngine(Engine):
             "version": f"onnxruntime {ort.__version__}",
             "level": "all",
             "threads": threads,
+            "spinning": False,
             "precision": "as stored",
         }
 

@@ -31,7 +31,8 @@ class Cuda(ProviderTarget):
 
     def install(self) -> str:
         # Both packages are the module onnxruntime: whichever was installed last wins, file by file.
-        return "in an environment of its own, pip uninstall onnxruntime and pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        command = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return f"in an environment of its own, {command}"
 
     def device(self) -> tuple[str, str]:
         found = gpu()
@@ -46,7 +47,7 @@ class Cuda(ProviderTarget):
         return f"as stored, float32 in {self.precision}"
 
     def objections(self, model: Model) -> list[str]:
-        return control_flow(model)
+        return super().objections(model) + control_flow(model)
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         if self.state().reach == "runs":

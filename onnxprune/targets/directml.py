@@ -7,6 +7,7 @@ from typing import ClassVar
 from onnxprune.allocation import Alignment
 from onnxprune.model import Model
 from onnxprune.targets.provider import ProviderTarget, control_flow
+from onnxprune.targets.target import opset_of
 
 OPSET = 20  # of the newest operators that have kernels (onnxruntime, DirectML Execution Provider)
 
@@ -26,18 +27,15 @@ class DirectMl(ProviderTarget):
 
     def install(self) -> str:
         # Both packages are the module onnxruntime: whichever was installed last wins, file by file.
-        return "on Windows, in an environment of its own, pip uninstall onnxruntime and pip install onnxruntime-directml"
+        command = "pip uninstall -y onnxruntime && pip install onnxruntime-directml"
+        return f"on Windows, in an environment of its own, {command}"
 
     def options(self, threads: int) -> dict[str, str]:
         return {"device_id": "0"}
 
     def objections(self, model: Model) -> list[str]:
-        found = control_flow(model)
-        version = max(
-            (entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")),
-            default=0,
-        )
-        if version > OPSET:
+        found = super().objections(model) + control_flow(model)
+        if (version := opset_of(model.source)) > OPSET:
             found.append(
                 f"opset {version}: DirectML has operators up to opset {OPSET}; newer ones run on the CPU"
             )

@@ -21,14 +21,14 @@ import onnxruntime as ort
 from onnxprune import flow
 from onnxprune.allocation import Alignment
 from onnxprune.model import Model
-from onnxprune.runtime import Feeds
+from onnxprune.runtime import Feeds, newest
 from onnxprune.targets import litert_program
 from onnxprune.targets.cache import kept
 from onnxprune.targets.fixed import fixed
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.provider import FixedEngine
 from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions
 from onnxprune.targets.xnnpack import Xnnpack
 
 PROVIDER = "LiteRT"
@@ -66,9 +66,14 @@ class LiteRt(Target):
             versions.append(found[-1].name.removesuffix(".dist-info").replace("-", " "))
         return State("runs", ", ".join(versions).replace("ai_edge_litert", "LiteRT"), device)
 
+    def newest(self) -> Versions:
+        return Versions(*newest())  # of onnxruntime, which reads the model first
+
     def objections(self, model: Model) -> list[str]:
-        bodies = any(node.domain == flow.DOMAIN for node in model.nodes)
-        return ["onnx2tf converts no bodies of If, Loop and Scan"] if bodies else []
+        found = super().objections(model)
+        if any(node.domain == flow.DOMAIN for node in model.nodes):
+            found.append("onnx2tf converts no bodies of If, Loop and Scan")
+        return found
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         state = self.state()

@@ -9,7 +9,8 @@ from onnxprune.errors import printable
 LONGEST = 300  # characters
 _SOURCE = re.compile(
     r"(?:Exception from |Check '.*?' failed at )\S+?:\d+:?"  # OpenVINO
-    r"|\[ONNXRuntimeError\] : \d+ : "
+    r"|\[ONNXRuntimeError\] : \d+ : |Load model from \S+ failed:"
+    r"|(?:\w+ )?onnxruntime::[\w:~]+\([^()]*\)(?: const)?(?: \[with [^]]*\])?"  # a function that says where it is
     r"|(?: In \w+ at )?\[?[\w./-]+\.(?:cpp|cc|rs|h)(?:::\w+)*::?\d+(?::\d+)?\]?:?"  # places in source code
 )
 

@@ -26,10 +26,11 @@ from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.targets import ncnn_program
 from onnxprune.targets.fixed import fixed, opened
 from onnxprune.targets.messages import one_line
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions, version_of
 
 PATIENCE = 300  # seconds for the conversion of a model, and for its trial
 PREPARED = 8  # sets of shapes that are kept ready
+_NEWEST = {"20261020": Versions(26, 13)}  # of the onnxruntime in pnnx, found by trial
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
@@ -52,19 +53,21 @@ class Ncnn(Target):
 
     def state(self) -> State:
         device = platform.machine()
-        try:
-            version = f"ncnn {importlib.metadata.version('ncnn')}"
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of("ncnn")
+        if not version:
             return State("absent", device=device, missing=f"ncnn is not installed: {self.install()}")
+        version = f"ncnn {version}"
         try:
-            pnnx = f"pnnx {importlib.metadata.version('pnnx')}"
             _converter()
         except (importlib.metadata.PackageNotFoundError, TargetError):
             return State("absent", version, device, "pnnx is not installed: pip install --no-deps pnnx")
-        return State("runs", f"{version}, {pnnx}", device)
+        return State("runs", f"{version}, pnnx {version_of('pnnx')}", device)
+
+    def newest(self) -> Versions | None:
+        return _NEWEST.get(version_of("pnnx"))
 
     def objections(self, model: Model) -> list[str]:
-        found = []
+        found = super().objections(model)
         if any(node.domain == flow.DOMAIN for node in model.nodes):
             found.append("pnnx converts no bodies of If, Loop and Scan")
         if any(node.op in _QUANTISED for node in model.nodes):

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from onnxprune.runtime import Feeds
 from onnxprune.targets.cpu import UNSIGNED, Cpu
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.ranges import ranges_of
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, version_of
 
 DEVICE = "CPU"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -40,14 +41,15 @@ class OpenVino(Target):
     precisions = ("fp32", "bf16")
 
     def alignment(self) -> Alignment:
-        return Cpu().alignment()
+        """As onnxruntime's; parts of a block run on no slower kernels here."""
+        return replace(Cpu().alignment(), whole=False)
 
     def state(self) -> State:
         device = platform.machine()
-        try:
-            version = f"OpenVINO {importlib.metadata.version('openvino')}"
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of("openvino")
+        if not version:
             return State("absent", device=device, missing=f"openvino is not installed: {self.install()}")
+        version = f"OpenVINO {version}"
         if self.precision != "bf16":
             return State("runs", version, device)
         try:
@@ -122,7 +124,7 @@ class OpenVinoEngine(Engine):
                 if name in self._types
             }
             results = self._request.infer(given, share_inputs=True, share_outputs=False)
-            return dict(zip(self._outputs, results.values(), strict=True))
+            return dict(zip(self._outputs, results.to_tuple(), strict=True))
         except Exception as error:  # as above
             raise TargetError(one_line(error) or type(error).__name__) from None
 

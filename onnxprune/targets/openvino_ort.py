@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import platform
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from onnxprune.allocation import Alignment
 from onnxprune.targets.cache import kept
 from onnxprune.targets.cpu import UNSIGNED, Cpu
-from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.remote import RemoteEngine, newest_of
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions
 
 PROVIDER = "OpenVINOExecutionProvider"
 
@@ -33,18 +34,20 @@ class OpenVinoOrt(Target):
     timed = False
 
     def alignment(self) -> Alignment:
-        return Cpu().alignment()
+        """As onnxruntime's; parts of a block run on no slower kernels here."""
+        return replace(Cpu().alignment(), whole=False)
 
     def install(self) -> str:
         folder = shlex.quote(str(environment()))
         return f"python -m venv {folder} && {folder}/bin/pip install onnxruntime-openvino numpy"
 
     def state(self) -> State:
-        found = sorted(environment().glob("lib/python*/site-packages/onnxruntime_openvino-*.dist-info"))
-        if not found:
-            return State("absent", device=platform.machine(), missing=f"not installed: {self.install()}")
-        version = found[-1].name.removesuffix(".dist-info").partition("-")[2]
-        return State("runs", f"onnxruntime-openvino {version}", platform.machine())
+        if version := _version():
+            return State("runs", f"onnxruntime-openvino {version}", platform.machine())
+        return State("absent", device=platform.machine(), missing=f"not installed: {self.install()}")
+
+    def newest(self) -> Versions | None:
+        return newest_of(_version())
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         state = self.state()
@@ -58,6 +61,12 @@ class OpenVinoOrt(Target):
         }
         interpreter = environment() / "bin" / "python"
         return RemoteEngine(path, PROVIDER, options, threads, interpreter=interpreter, precision="fp32")
+
+
+def _version() -> str:
+    """Of the package; empty where it is not there."""
+    found = sorted(environment().glob("lib/python*/site-packages/onnxruntime_openvino-*.dist-info"))
+    return found[-1].name.removesuffix(".dist-info").partition("-")[2] if found else ""
 
 
 TARGET = OpenVinoOrt

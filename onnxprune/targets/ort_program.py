@@ -29,19 +29,18 @@ def session(
     options: Mapping[str, str],
     threads: int,
     plugin: str = "",
-    entries: Mapping[str, str] | None = None,
 ) -> tuple[Any, Counter[str]]:
     """A session on a provider, and how many nodes each provider took. Raises what onnxruntime raises.
 
-    ort      the module onnxruntime
-    plugin   library that brings the provider, where onnxruntime does not
-    entries  of the session's configuration
+    ort     the module onnxruntime
+    plugin  library that brings the provider, where onnxruntime does not
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
-    for key, value in {"session.record_ep_graph_assignment_info": "1", **(entries or {})}.items():
-        settings.add_session_config_entry(key, value)
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Threads that spin take the processors from another session, and from a provider that has threads of its own.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     asked = [(provider, dict(options))]
     if plugin:
         found = devices(ort, provider, plugin)
@@ -69,9 +68,13 @@ def devices(ort: Any, provider: str, plugin: str) -> list[Any]:
     return [device for device in ort.get_ep_devices() if device.ep_name == provider]
 
 
-def fitted(opened: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+def types_of(opened: Any) -> dict[str, str]:
+    """The type of every input of a session, as onnxruntime words it."""
+    return {value.name: value.type for value in opened.get_inputs()}
+
+
+def fitted(types: Mapping[str, str], feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Feeds that the model has, floats in the width that it states."""
-    types = {value.name: value.type for value in opened.get_inputs()}
     return {
         name: value.astype(np.float32, copy=False) if types[name] == "tensor(float)" else value
         for name, value in feeds.items()
@@ -117,10 +120,10 @@ def main(path: str, provider: str, options: str, threads: str, plugin: str = "")
     except Exception as error:
         send(answers, {}, error=str(error))
         return 1
-    names = [output.name for output in opened.get_outputs()]
+    names, types = [output.name for output in opened.get_outputs()], types_of(opened)
     while (frame := receive(sys.stdin.buffer)) is not None:
         try:
-            send(answers, dict(zip(names, opened.run(names, fitted(opened, frame[0])), strict=True)))
+            send(answers, dict(zip(names, opened.run(names, fitted(types, frame[0])), strict=True)))
         except Exception as error:
             send(answers, {}, error=str(error))
     return 0

@@ -13,13 +13,13 @@ import onnxruntime as ort
 
 from onnxprune import flow
 from onnxprune.model import Model
-from onnxprune.runtime import Feeds
+from onnxprune.runtime import Feeds, newest
 from onnxprune.sizes import dynamic_dims
 from onnxprune.targets import ort_program
 from onnxprune.targets.fixed import fixed, opened
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.remote import taken
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions
 
 UNTRIED = "untried: the machines of this project's tests do not have it"
 
@@ -27,8 +27,7 @@ UNTRIED = "untried: the machines of this project's tests do not have it"
 class ProviderEngine(Engine):
     """A session on a provider, with what it does not take on the CPU; `nodes` says who took what.
 
-    plugin   library that brings the provider, where onnxruntime does not
-    entries  of the session's configuration
+    plugin  library that brings the provider, where onnxruntime does not
 
     Raises `TargetError`, also where the provider takes no node.
     """
@@ -41,18 +40,18 @@ class ProviderEngine(Engine):
         threads: int,
         *,
         plugin: str = "",
-        entries: Mapping[str, str] | None = None,
         precision: str = "as stored",
         device: str = "",
         on_cpu: bool = False,
     ) -> None:
         try:
             self._session, self.nodes = ort_program.session(
-                ort, str(path), provider, options, threads, plugin, entries
+                ort, str(path), provider, options, threads, plugin
             )
         except Exception as error:  # onnxruntime raises classes of its own, without a common base
             raise TargetError(one_line(error)) from None
         taken(self.nodes, provider)
+        self._types = ort_program.types_of(self._session)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.place = provider
         self.settings = {
@@ -62,13 +61,14 @@ class ProviderEngine(Engine):
             "level": "all",
             "precision": precision,
             "threads": threads,
+            "spinning": False,
             "options": dict(options),
             "on_cpu": on_cpu,
         }
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         try:
-            values = self._session.run(self._outputs, ort_program.fitted(self._session, feeds))
+            values = self._session.run(self._outputs, ort_program.fitted(self._types, feeds))
         except Exception as error:  # as above
             raise TargetError(one_line(error)) from None
         return dict(zip(self._outputs, values, strict=True))
@@ -135,12 +135,11 @@ class ProviderTarget(Target):
         """What it runs on here; and why it cannot, or nothing."""
         return platform.machine(), ""
 
+    def newest(self) -> Versions:
+        return Versions(*newest())
+
     def options(self, threads: int) -> dict[str, str]:
         """Of the provider; nothing that a result depends on is left to its defaults."""
-        return {}
-
-    def entries(self) -> dict[str, str]:
-        """Of the session's configuration."""
         return {}
 
     def computes(self) -> str:
@@ -158,7 +157,6 @@ class ProviderTarget(Target):
                 self.provider,
                 self.options(threads),
                 threads,
-                entries=self.entries(),
                 precision=self.computes(),
                 device=state.device,
                 on_cpu=self.on_cpu,

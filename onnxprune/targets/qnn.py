@@ -6,16 +6,17 @@ vendor promises, hundreds of times slower. One model per process: a session chan
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 
 from onnxprune.allocation import Alignment
 from onnxprune.model import Model
+from onnxprune.runtime import newest
 from onnxprune.targets.fixed import opened
 from onnxprune.targets.provider import UNTRIED, FixedEngine, control_flow, library, open_shapes
 from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError
+from onnxprune.targets.target import Engine, Scheme, State, Target, TargetError, Versions, version_of
 
 PROVIDER = "QNNExecutionProvider"
 PACKAGE = "onnxruntime-qnn"
@@ -49,19 +50,24 @@ class Qnn(Target):
         machine = platform.machine()
         simulated = machine in SIMULATED
         device = f"simulator, HTP v{SOC[1]} ({SOC[2]})" if simulated else f"HTP, {machine}"
-        try:
-            version = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of(PACKAGE)
+        if not version:
+            if sys.platform == "darwin":
+                return State("absent", device=device, missing=f"{PACKAGE} is for Linux and Windows only")
             untried = "" if simulated else f" ({UNTRIED})"
             return State(
                 "absent", device=device, missing=f"{PACKAGE} is not installed: {self.install()}{untried}"
             )
+        version = f"{PACKAGE} {version}"
         if not all(_libraries()):
             return State("absent", version, device, f"{PACKAGE} has no HTP library for this platform")
         return State("runs", version, device)
 
+    def newest(self) -> Versions:
+        return Versions(*newest())
+
     def objections(self, model: Model) -> list[str]:
-        found = open_shapes(model, "QNN") + control_flow(model)
+        found = super().objections(model) + open_shapes(model, "QNN") + control_flow(model)
         quantised = _quantised(model)
         if self.precision == "int8" and not quantised:
             found.append("nothing in the model is quantised: quantise it to QDQ first, or ask for qnn")

@@ -18,9 +18,21 @@ from typing import IO, Any
 from onnxprune.runtime import Feeds
 from onnxprune.targets import ort_program
 from onnxprune.targets.messages import one_line
-from onnxprune.targets.target import Engine, TargetError
+from onnxprune.targets.target import Engine, TargetError, Versions
 
 PATIENCE = 300  # seconds for one answer
+_NEWEST = {  # by release of onnxruntime, found by trial
+    "1.24": Versions(25, 13),
+    "1.26": Versions(26, 13),
+    "1.27": Versions(26, 13),
+    "1.30": Versions(26, 13),
+    "1.31": Versions(26, 13),
+}
+
+
+def newest_of(version: str) -> Versions | None:
+    """What an onnxruntime of another environment loads, of the releases of which that is known."""
+    return _NEWEST.get(".".join(version.split(".")[:2]))
 
 
 class RemoteEngine(Engine):

@@ -6,14 +6,18 @@ One file per target with one class; `onnxprune.targets.TARGETS` lists them. A ta
 from __future__ import annotations
 
 import abc
+import importlib.metadata
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import onnx
+
 from onnxprune.allocation import Alignment
 from onnxprune.errors import UserError
-from onnxprune.model import Model
+from onnxprune.model import DEFAULT_DOMAINS, Model
 from onnxprune.runtime import Feeds
 
 Reach = Literal["runs", "builds", "absent"]
@@ -37,6 +41,14 @@ class State:
     version: str = ""
     device: str = ""
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Of ONNX: the opset of the default domain, and the version of the format (IR)."""
+
+    opset: int
+    ir: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,20 @@ class Engine(abc.ABC):
         """Let go of what it holds outside of this process."""
 
 
+def version_of(package: str) -> str:
+    """The version of an installed package, which is not imported; empty where it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The newest version of ONNX's own operators in a model and its functions; 0 where it has none of them."""
+    imports = itertools.chain(proto.opset_import, *(function.opset_import for function in proto.functions))
+    return max((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default=0)
+
+
 class Target(abc.ABC):
     """One of the places where models run.
 
@@ -126,9 +152,24 @@ class Target(abc.ABC):
     def state(self) -> State:
         """What it can do here; it must not raise, and must not import what is not needed to tell."""
 
+    def newest(self) -> Versions | None:
+        """The newest opset and IR version that it loads; none where it minds neither, or nothing is known."""
+        return None
+
     def objections(self, model: Model) -> list[str]:
-        """What it is known not to take: operators, opset, IR version, head sizes; empty where it should load."""
-        return []
+        """What it is known not to take: operators, opset, IR version, head sizes; empty where it should load.
+
+        Those of a target come after these, which are of versions.
+        """
+        newest = self.newest()
+        if newest is None:
+            return []
+        proto, found = model.source, []
+        if (opset := opset_of(proto)) > newest.opset:
+            found.append(f"opset {opset}: {self.name} takes up to {newest.opset}")
+        if proto.ir_version > newest.ir:
+            found.append(f"IR version {proto.ir_version}: {self.name} takes up to {newest.ir}")
+        return found
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         """An engine for a model file. Raises `TargetError`, also where nodes would run elsewhere in silence."""
@@ -137,9 +178,16 @@ class Target(abc.ABC):
     def build(self, path: Path, output: Path | None = None) -> Mapping[str, Any]:
         """Compile a model file with the target's own compiler, write the engine, and say what came out.
 
-        Raises `TargetError`.
+        A target without engine files compiles what it loads: that is done, and thrown away. Raises `TargetError`, there
+        also for an `output`.
         """
-        raise TargetError(f"{self.name} has no engine files; it loads the .onnx file itself")
+        if output is not None:
+            raise TargetError("no engine files: it loads the .onnx file itself; leave out the output")
+        engine = self.load(path)
+        try:
+            return {**engine.settings, "nodes": dict(engine.nodes)}
+        finally:
+            engine.close()
 
     def commands(self, path: Path) -> list[str]:
         """Command lines that do the same with the target's own tools, to copy."""

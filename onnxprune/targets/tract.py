@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -22,7 +21,7 @@ from onnxprune.targets import tract_program
 from onnxprune.targets.cpu import UNSIGNED, Cpu
 from onnxprune.targets.fixed import fixed, opened
 from onnxprune.targets.messages import one_line
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, version_of
 
 PATIENCE = 300  # seconds for the trial of a model
 PREPARED = 8  # sets of shapes that are kept ready
@@ -46,10 +45,9 @@ class Tract(Target):
 
     def state(self) -> State:
         device = platform.machine()
-        try:
-            return State("runs", f"tract {importlib.metadata.version('tract')}", device)
-        except importlib.metadata.PackageNotFoundError:
-            return State("absent", device=device, missing=f"tract is not installed: {self.install()}")
+        if version := version_of("tract"):
+            return State("runs", f"tract {version}", device)
+        return State("absent", device=device, missing=f"tract is not installed: {self.install()}")
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         return TractEngine(path)
@@ -65,10 +63,9 @@ class TractEngine(Engine):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            version = importlib.metadata.version("tract")
-        except importlib.metadata.PackageNotFoundError:
-            raise TargetError(f"tract is not installed: {Tract().install()}") from None
+        version = version_of("tract")
+        if not version:
+            raise TargetError(f"tract is not installed: {Tract().install()}")
         model, feeds = opened(path)
         self._outputs = [output.name for output in model.outputs]
         self._types = {

@@ -15,12 +15,13 @@ import onnxruntime as ort
 from onnxprune.allocation import Alignment
 from onnxprune.model import Model
 from onnxprune.ops.window import MOVED
+from onnxprune.runtime import newest
 from onnxprune.targets import ort_program
 from onnxprune.targets.cache import kept
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.provider import ProviderEngine, control_flow, library
 from onnxprune.targets.remote import RemoteEngine
-from onnxprune.targets.target import Engine, State, Target, TargetError
+from onnxprune.targets.target import Engine, State, Target, TargetError, Versions
 
 PROVIDER = "WebGpuExecutionProvider"
 PACKAGE = "onnxruntime-ep-webgpu"
@@ -60,8 +61,11 @@ class WebGpu(Target):
         why = found.error or "no graphics adapter (on Linux it takes Vulkan's loader, libvulkan.so.1)"
         return State("absent", version, missing=f"{why}; in software: {FETCH}")
 
+    def newest(self) -> Versions:
+        return Versions(*newest())
+
     def objections(self, model: Model) -> list[str]:
-        return _miscomputed(model) + control_flow(model)
+        return super().objections(model) + _miscomputed(model) + control_flow(model)
 
     def load(self, path: Path, threads: int = 1) -> Engine:
         state = self.state()

@@ -22,17 +22,15 @@ class Xnnpack(ProviderTarget):
         return Alignment(8, 8, 8)
 
     def install(self) -> str:
-        return "no wheel has it; build onnxruntime's Python package with --use_xnnpack"
+        build = "./build.sh --config Release --use_xnnpack --build_wheel --parallel --skip_tests"
+        wheel = "build/*/Release/dist/onnxruntime-*.whl"
+        return f"no wheel has it; in a clone of onnxruntime, {build} && pip install --force-reinstall {wheel}"
 
     def options(self, threads: int) -> dict[str, str]:
         return {"intra_op_num_threads": f"{threads}"}
 
-    def entries(self) -> dict[str, str]:
-        # Two pools of threads would wait for each other (onnxruntime, XNNPACK Execution Provider).
-        return {"session.intra_op.allow_spinning": "0"}
-
     def objections(self, model: Model) -> list[str]:
-        return control_flow(model)
+        return super().objections(model) + control_flow(model)
 
 
 TARGET = Xnnpack

@@ -98,7 +98,7 @@ def test_build_writes_an_engine(small: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_built(small: Path, tmp_path: Path) -> None:
-    check_refused(run("build", small, "--target", "cpu"), "no engine files")
+    check_refused(run("build", small, "--target", "cpu", "-o", tmp_path / "engine"), "no engine files")
     check_refused(run("build", small, "--target", "tensorrt:int8"), "does not build it")
     check_refused(run("build", small, "--target", "tensorrt", "-o", small), "the output is the input")
     check_refused(run("build", tmp_path / "no.onnx", "--target", "tensorrt"), "no.onnx")
