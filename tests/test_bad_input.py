@@ -1157,6 +1157,7 @@ def test_an_interrupted_run_leaves_nothing(stop: signal.Signals, tmp_path: Path,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # which whoever runs the tests may ignore
     )
     for _ in range(2000):  # until it has a temporary file open, in the middle of the check
         if list(temporary.iterdir()) or process.poll() is not None:
