@@ -135,6 +135,10 @@ def _samples(default: int | None) -> Callable[[F], F]:
     return click.option("--samples", type=click.IntRange(2), default=default, show_default=shown, metavar="N", help="How many of them.")  # fmt: skip
 
 
+def _where(text: str) -> Callable[[F], F]:
+    return click.option("--target", "where", default="cpu", show_default=True, metavar="TARGET", help=text)
+
+
 def _metric(default: str) -> Callable[[F], F]:
     text = f"top1, top5, f1, mse, agreement, kl, cosine, snr or module:function (default: {default})."
     return click.option("--metric", metavar="NAME", help=text)
@@ -333,14 +337,7 @@ def fold(model: Path, output: Path) -> None:
 @_samples(pipeline.SAMPLES)
 @_preprocess
 @click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.quantised.onnx).")
-@click.option(
-    "--target",
-    "where",
-    default="cpu",
-    show_default=True,
-    metavar="TARGET",
-    help=f"Where it is to run: {', '.join(quantisation.QUANTISED_FOR)}.",
-)
+@_where(f"Where it is to run: {', '.join(quantisation.QUANTISED_FOR)}.")
 @click.option(
     "--exclude",
     multiple=True,
@@ -500,14 +497,7 @@ def bench(
 
 @main.command()
 @click.argument("model", type=FILE)
-@click.option(
-    "--target",
-    "where",
-    default="cpu",
-    show_default=True,
-    metavar="TARGET",
-    help="On which; see `onnxprune targets`.",
-)
+@_where("On which; see `onnxprune targets`.")
 @click.option(
     "-o", "--output", type=FILE, required=True, help="Table to write, or to add to: for --latency-table."
 )
