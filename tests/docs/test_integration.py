@@ -144,4 +144,6 @@ def test_hand_over_to_tensorrt(folder: Path) -> None:
     assert (folder / "small.engine").stat().st_size > 0
     commands = json.loads((folder / "build.json").read_text())["commands"]
     assert any(line.startswith("trtexec ") and "--minShapes=image:1x3x12x12" in line for line in commands)
-    assert any(line.startswith("polygraphy run small.onnx --trt --strongly-typed --onnxrt") for line in commands)
+    assert any(
+        line.startswith("polygraphy run small.onnx --trt --strongly-typed --onnxrt") for line in commands
+    )
