@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnxprune.errors import printable
 from onnxprune.repair import Repaired
@@ -352,21 +352,21 @@ def _costs(report: Mapping[str, Any]) -> Html | None:
 def _candidates(given: Mapping[str, Any]) -> Html | None:
     """Models that were looked at, by what they cost and what they are worth."""
     points = [
-        (cost, value, bool(point.get("chosen")))
+        _Candidate(cost, value, bool(point.get("chosen")), _number(point.get("predicted")))
         for point in map(_mapping, _list(given.get("points")))
         if (cost := _number(point.get("cost"))) is not None
         and (value := _number(point.get("value"))) is not None
     ]
     if not points:
         return None
-    points.sort()
+    points.sort(key=lambda one: one[:3])
     higher = given.get("better") != "lower"
     best = _front(points, higher)
     spent = NAMED.get(f"{given.get('cost')}", _shortened(f"{given.get('cost', 'cost')}", 40))
     worth = _shortened(f"{given.get('value', 'value')}", 40)
     original, limit = _number(given.get("original")), _number(given.get("limit"))
     marked = [mark for mark in (original, limit) if mark is not None]
-    xs, ys = _scale([x for x, _, _ in points]), _scale([y for _, y, _ in points] + marked)
+    xs, ys = _scale([one.cost for one in points]), _scale([one.value for one in points] + marked)
     height, bottom = 260, 225
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -387,31 +387,46 @@ def _candidates(given: Mapping[str, Any]) -> Html | None:
         if mark is not None:
             _, place = at(xs[0], mark)
             shapes += [_line("mark", 0, place, 1, place), _label(word, 1, place - 3, "end")]
-    for (x, y, _), (next_x, next_y, _) in itertools.pairwise(best):
-        left, low = at(x, y)
-        right, high = at(next_x, next_y)
+    for here, beyond in itertools.pairwise(best):
+        left, low = at(here.cost, here.value)
+        right, high = at(beyond.cost, beyond.value)
         shapes += [_line("front", left, low, right, low), _line("front", right, low, right, high)]
-    for x, y, chosen in points:
-        left, top = at(x, y)
-        kind = "chosen" if chosen else "point"
-        shapes.append(_tag("circle", class_=kind, cx=_percent(left), cy=f"{top:.1f}", r=7 if chosen else 4))
-        if chosen:
+    for one in points:
+        left, top = at(one.cost, one.value)
+        kind, radius = ("chosen", 7) if one.chosen else ("point", 4)
+        shapes.append(_tag("circle", class_=kind, cx=_percent(left), cy=f"{top:.1f}", r=radius))
+        if one.chosen:
             side, gap = ("end", -0.03) if left > 0.6 else ("start", 0.03)
             shapes.append(_label("chosen", left + gap, top + 16, side))
-    rows = [
-        (f"{x:.2%}", f"{y:.5g}", "yes" if (x, y, chosen) in best else "", "yes" if chosen else "")
-        for x, y, chosen in points
-    ]
-    table = _table("Candidates", (f"{spent} kept", worth, "none better and cheaper", "chosen"), rows)
+    columns = {
+        f"{spent} kept": [f"{one.cost:.2%}" for one in points],
+        "predicted by its pieces": [
+            "" if one.predicted is None else f"{one.predicted:.2%}" for one in points
+        ],
+        worth: [f"{one.value:.5g}" for one in points],
+        "none better and cheaper": ["yes" if one in best else "" for one in points],
+        "chosen": ["yes" if one.chosen else "" for one in points],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    table = _table("Candidates", tuple(filled), list(zip(*filled.values(), strict=True)))
     label = f"{counted(len(points), 'candidate')}: {worth} against {spent} kept; the line joins those that none beats"
     return _section("Candidates", _figure(label, height, shapes, table))
 
 
-def _front(points: Sequence[tuple[float, float, bool]], higher: bool) -> list[tuple[float, float, bool]]:
-    """Of points sorted by cost those that no cheaper one equals (the Pareto front)."""
-    front: list[tuple[float, float, bool]] = []
-    for point in sorted(points, key=lambda one: (one[0], -one[1] if higher else one[1])):
-        if not front or (point[1] > front[-1][1] if higher else point[1] < front[-1][1]):
+class _Candidate(NamedTuple):
+    """A model that a search has looked at; `predicted` is its cost as the times of its pieces foretell it."""
+
+    cost: float
+    value: float
+    chosen: bool
+    predicted: float | None
+
+
+def _front(points: Sequence[_Candidate], higher: bool) -> list[_Candidate]:
+    """The points that no cheaper one equals (the Pareto front)."""
+    front: list[_Candidate] = []
+    for point in sorted(points, key=lambda one: (one.cost, -one.value if higher else one.value)):
+        if not front or (point.value > front[-1].value if higher else point.value < front[-1].value):
             front.append(point)
     return front
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -113,6 +114,32 @@ def test_names_are_not_trusted(reports: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("odd", [{}, {"model": None}, {"targets": 3}, {"targets": [None, {}]}, {"notes": {}}])
 def test_reports_that_say_little(odd: dict[str, Any]) -> None:
     checked(page(odd))
+
+
+@pytest.mark.parametrize("better, front", [("higher", ["30.00%", "70.00%"]), ("lower", ["30.00%"])])
+def test_candidates_of_a_search(better: str, front: list[str]) -> None:
+    """The table beside the plot: which of them none beats in both, what their pieces foretold, which one was taken."""
+    points = [
+        {"cost": 0.5, "value": 0.8, "chosen": False, "predicted": 0.45},
+        {"cost": 0.7, "value": 0.95, "chosen": True, "predicted": 0.65},
+        {"cost": 0.3, "value": 0.8, "chosen": False, "predicted": 0.25},
+    ]
+    told = {"cost": "latency", "value": "worth", "better": better, "original": 1.0, "limit": None}
+
+    def rows(points: list[dict[str, Any]]) -> list[dict[str, str]]:
+        text = page({"candidates": {**told, "points": points}})
+        head, *body = re.findall(r"<tr.*?</tr>", text[text.index("<caption>Candidates") :], re.DOTALL)
+        names, *cells = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in (head, *body))
+        return [dict(zip(names, row, strict=True)) for row in cells[: len(points)]]
+
+    found = rows(points)
+    (spent,) = (name for name in found[0] if name.endswith("kept"))
+    assert [row[spent] for row in found] == ["30.00%", "50.00%", "70.00%"]
+    assert [row["predicted by its pieces"] for row in found] == ["25.00%", "45.00%", "65.00%"]
+    assert [row["chosen"] for row in found] == ["", "", "yes"]
+    assert [row[spent] for row in found if row["none better and cheaper"]] == front
+    unforeseen = [{key: value for key, value in point.items() if key != "predicted"} for point in points]
+    assert "predicted by its pieces" not in rows(unforeseen)[0]
 
 
 @pytest.fixture(scope="module")
