@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from benchmarks.subjects import KINDS, filled, subject
 from models.fetch import LIGHT
-from onnxprune import axes, outcome, pipeline
+from onnxprune import axes, job, outcome, pipeline
 from onnxprune.cost import Cost, CostModel, Counts
 from onnxprune.dependency import DependencyGraph, Link
 from onnxprune.model import Node
@@ -62,7 +62,7 @@ def _row(name: str) -> dict[str, Any]:
                 row[str(align)] = {"failed": type(error).__name__, "why": why}
         if name in LIGHT:
             row["filled"] = _pruned(filled(path, Path(folder)), 1, Path(folder) / "pruned.onnx")
-        graph = DependencyGraph(pipeline.open_model(path))
+        graph = DependencyGraph(job.open_model(path))
         row["groups"] = len(graph.groups)
         row["nodes"] = len(graph.model.nodes)
         row["prunable"] = CostModel(graph).prunable_share()
@@ -77,13 +77,13 @@ def _pruned(path: Path, align: int, target: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     report = result.report
     assert report.equivalence is not None
-    graph = DependencyGraph(pipeline.open_model(path))
+    graph = DependencyGraph(job.open_model(path))
     counts = {var: int(mask.sum()) for var, mask in keep_masks(graph, result.plan).items()}
     return {
         "kept": report.kept,
         "attention": _attention_share(graph),
         "macs_rest": _rest(graph, counts),
-        "recounted": _same(report.after, CostModel(DependencyGraph(pipeline.open_model(target)))()),
+        "recounted": _same(report.after, CostModel(DependencyGraph(job.open_model(target)))()),
         "cut": report.cut,
         "skipped": dict(report.skipped),
         "error": report.equivalence.error,

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from models.fetch import fetch
-from onnxprune import pipeline
+from onnxprune import job, pipeline
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
 from onnxprune.passes import Options
@@ -53,10 +53,10 @@ def _row(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "pruned.onnx"
         result.save(target)
-        counted = CostModel(DependencyGraph(pipeline.open_model(target)))()
+        counted = CostModel(DependencyGraph(job.open_model(target)))()
     report = result.report
     assert report.equivalence is not None
-    _signal, *states = (value.name for value in pipeline.open_model(fetch(name)).inputs)
+    _signal, *states = (value.name for value in job.open_model(fetch(name)).inputs)
     pinned = dict(report.pinned)
     return {
         "changes": {role: (change.before, change.after) for role, change in report.changes.items()},

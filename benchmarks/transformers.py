@@ -19,7 +19,7 @@ import onnx
 from benchmarks.common import Benchmark, Figure, Results, isolated, run, stamp, table
 from models.exported import EXPORTED, WIDE
 from models.fetch import fetch
-from onnxprune import pipeline
+from onnxprune import job, pipeline
 from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
@@ -67,7 +67,7 @@ def _pruned(path: Path, options: Options, target: Path) -> dict[str, Any]:
     before, after = (_parts(file) for file in (path, target))
     changes = {role: (change.before, change.after) for role, change in report.changes.items()}
     gone = {role: had - left for role, (had, left) in changes.items()}
-    counted = CostModel(DependencyGraph(pipeline.open_model(target)))()
+    counted = CostModel(DependencyGraph(job.open_model(target)))()
     return {
         "nodes": len(onnx.load(path, load_external_data=False).graph.node),
         "changes": changes,
@@ -81,7 +81,7 @@ def _pruned(path: Path, options: Options, target: Path) -> dict[str, Any]:
 
 def _parts(path: Path) -> dict[str, int]:
     """Units by role, and residual blocks, of a file."""
-    blocks = Blocks(DependencyGraph(pipeline.open_model(path)))
+    blocks = Blocks(DependencyGraph(job.open_model(path)))
     counts: dict[str, int] = {"layers": len(blocks.residual), "heads": 0, "ffn": 0, "hidden": 0}
     for group in blocks.graph.groups:
         role = blocks.role(group)

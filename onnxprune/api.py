@@ -24,11 +24,12 @@ from onnxprune.data import Data, Preprocess, Spec, open_data, synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import UserError
 from onnxprune.inspection import Inspection
+from onnxprune.job import MADE_UP, SAMPLES, Inputs, Judge, Source, described, open_model
 from onnxprune.measuring import Measured
 from onnxprune.metrics import Agreement
 from onnxprune.model import Model
 from onnxprune.passes import Options
-from onnxprune.pipeline import Folded, Inputs, Result, Source
+from onnxprune.pipeline import Folded, Result
 from onnxprune.plan import Plan
 from onnxprune.quantisation import Quantised
 from onnxprune.report import Part, Quality, counted, verdict
@@ -57,7 +58,7 @@ def shrink(
     params: float | None = None,
     bytes: float | None = None,  # noqa: A002
     data: Spec | None = None,
-    samples: int = pipeline.SAMPLES,
+    samples: int = SAMPLES,
     preprocess: Preprocess | str | None = None,
     max_drop: float | None = None,
     latency: float | None = None,
@@ -141,14 +142,14 @@ def sensitivities(
     """
     asked = Asked(tuple(ratios), criterion, metric, samples, seed)
     place = None if path is None else Path(path)
-    return survey.survey(pipeline.open_model(model), data, asked, _parsed(preprocess), place)
+    return survey.survey(open_model(model), data, asked, _parsed(preprocess), place)
 
 
 def calibration_data(
     model: Source,
     data: Spec | None = None,
     *,
-    samples: int = pipeline.SAMPLES,
+    samples: int = SAMPLES,
     preprocess: Preprocess | str | None = None,
     batch: int = 1,
     seed: int = 0,
@@ -157,10 +158,10 @@ def calibration_data(
 
     Runs of up to `batch` samples each, or of as many as the model fixes. Raises `UserError` as `shrink` does.
     """
-    opened = pipeline.open_model(model)
+    opened = open_model(model)
     shapes = DependencyGraph(opened).shapes
     if data is None:
-        found = synthetic(opened, shapes, samples=min(samples, pipeline.MADE_UP), seed=seed)
+        found = synthetic(opened, shapes, samples=min(samples, MADE_UP), seed=seed)
     else:
         parsed = _parsed(preprocess)
         found = open_data(data, opened, shapes, samples=samples, seed=seed, preprocess=parsed)
@@ -173,7 +174,7 @@ def _parsed(preprocess: Preprocess | str | None) -> Preprocess | None:
 
 def inspect(model: Source) -> Inspection:
     """Groups, pinned axes and their reasons."""
-    return Inspection(Blocks(DependencyGraph(pipeline.open_model(model))))
+    return Inspection(Blocks(DependencyGraph(open_model(model))))
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,7 @@ def validate(
     """
     if metric is not None and data is None:
         raise UserError("--metric needs data to measure on; give --data")
-    before, after = pipeline.open_model(original), pipeline.open_model(candidate)
+    before, after = open_model(original), open_model(candidate)
     graph = DependencyGraph(before)
     opened = None
     if data is not None:
@@ -360,9 +361,9 @@ def validate(
     if opened is not None:
         agreement = tuple(metrics.compare(before, after, opened))
         if metric is not None or opened.labelled:
-            judge = pipeline.Judge(before, opened, metric)
+            judge = Judge(before, opened, metric)
             quality = Quality(judge.metric, opened.source, judge.before, judge(after.proto))
-    described = None if opened is None else pipeline.described(opened)
+    stated = None if opened is None else described(opened)
     notes = () if opened is None else opened.notes
     found = _on_targets(graph, after, targets, threads, opened, judge)
     latency = next((one.timing for one in found if one.target == "cpu" and threads == 1), None)
@@ -375,7 +376,7 @@ def validate(
         drift,
         latency,
         mending,
-        described,
+        stated,
         agreement,
         quality,
         notes,
@@ -396,8 +397,8 @@ def bench(
 ) -> list[tuple[Source, OnTarget]]:
     """Every candidate beside the original on every target: who runs its nodes, how far its outputs are from the CPU's,
     and how long both take."""
-    graph = DependencyGraph(pipeline.open_model(original))
-    opened = [pipeline.open_model(candidate) for candidate in candidates]
+    graph = DependencyGraph(open_model(original))
+    opened = [open_model(candidate) for candidate in candidates]
     return [
         (candidate, one)
         for candidate, after in zip(candidates, opened, strict=True)
@@ -420,7 +421,7 @@ def quantize(
     data: Spec,
     target: str = "cpu",
     *,
-    samples: int = pipeline.SAMPLES,
+    samples: int = SAMPLES,
     preprocess: Preprocess | str | None = None,
     exclude: Sequence[str] = (),
     judge: Spec | None = None,
@@ -457,7 +458,7 @@ def build(
     same. Raises `UserError` where the target is not here, has no engine files, or refuses the model.
     """
     path, where = Path(model), target(name)
-    opened = pipeline.open_model(path)
+    opened = open_model(path)
     if (state := where.state()).reach == "absent":
         raise UserError(f"{path}: {where} is not here: {state.missing}")
     objections = where.objections(opened)
@@ -480,7 +481,7 @@ def _on_targets(
     names: Sequence[str],
     threads: int,
     data: Data | None = None,
-    judge: pipeline.Judge | None = None,
+    judge: Judge | None = None,
 ) -> tuple[OnTarget, ...]:
     """Raises `UserError` for a target that is named and not here: silence about it would pass for a proof."""
     if not names:
@@ -526,4 +527,4 @@ def _feeds(model: Model, graph: DependencyGraph) -> list[Feeds]:
 
 def fold(model: Source) -> Folded:
     """Exact canonicalisation: BatchNorm into weights, constants evaluated."""
-    return pipeline.fold(pipeline.open_model(model))
+    return pipeline.fold(open_model(model))

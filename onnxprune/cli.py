@@ -21,17 +21,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from onnxprune import __version__, api, criteria, html, pipeline, quantisation, runtime, survey, targets
+from onnxprune import __version__, api, criteria, html, job, pipeline, quantisation, runtime, survey, targets
 from onnxprune.allocation import STRATEGIES, Alignment
 from onnxprune.blocks import Blocks
 from onnxprune.data import Preprocess
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, OnnxPruneError, UserError, printable
 from onnxprune.inspection import Inspection, why
+from onnxprune.job import SAMPLES, Inputs, open_model
 from onnxprune.model import atomic, same_file
 from onnxprune.passes import REPAIRS, Options
 from onnxprune.passes.layers import CRITERIA as LAYER_CRITERIA
-from onnxprune.pipeline import Inputs, Result
+from onnxprune.pipeline import Result
 from onnxprune.plan import Plan
 from onnxprune.quantisation import Quantised
 from onnxprune.report import PlainConsole
@@ -170,7 +171,7 @@ def _choices(command: F) -> F:
         click.option("--params", type=float, metavar="S", help="Keep this share of the parameters instead."),
         click.option("--bytes", type=float, metavar="S", help="Keep this share of the weight bytes instead."),
         _data("--data", text="Unlabelled inputs to score and repair with: images, .npy, .npz, ONNX test data, a data set, module:function."),
-        _samples(pipeline.SAMPLES),
+        _samples(SAMPLES),
         _preprocess,
         _criterion,
         click.option("--allocation", "strategy", type=click.Choice(("auto", *STRATEGIES)), default="auto", show_default=True, help="How much goes where."),
@@ -263,7 +264,7 @@ def plan(model: Path, output: Path, **given: Any) -> None:
     """Decide what to remove from MODEL and write it down."""
     _protect((model,), (output,))
     options, inputs = _options(given)
-    opened = pipeline.open_model(model)
+    opened = open_model(model)
     _protect(tuple(opened.files), (output,))
     with _Progress() as progress:
         found = pipeline.make_plan(opened, options, inputs, progress)
@@ -310,7 +311,7 @@ def apply(
 @_as_json
 def inspect(model: Path, name: str | None, as_json: bool) -> None:
     """Show the groups of MODEL, and what is pinned and why."""
-    blocks = Blocks(DependencyGraph(pipeline.open_model(model)))
+    blocks = Blocks(DependencyGraph(open_model(model)))
     if name is not None:
         lines = why(blocks, name)
         click.echo(_json(lines) if as_json else "\n".join(map(printable, lines)))
@@ -326,7 +327,7 @@ def inspect(model: Path, name: str | None, as_json: bool) -> None:
 def fold(model: Path, output: Path) -> None:
     """Exact canonicalisation of MODEL: BatchNorm into weights, constants evaluated."""
     _protect((model,), (output,), binary=True)
-    folded = pipeline.fold(pipeline.open_model(model))
+    folded = pipeline.fold(open_model(model))
     folded.save(output)
     _console().print(f"{output}: {folded.nodes} nodes folded away", soft_wrap=True)
 
@@ -334,7 +335,7 @@ def fold(model: Path, output: Path) -> None:
 @main.command()
 @click.argument("model", type=FILE)
 @_data("--data", text="Inputs that give the ranges, as for shrink.", required=True)
-@_samples(pipeline.SAMPLES)
+@_samples(SAMPLES)
 @_preprocess
 @click.option("-o", "--output", type=FILE, help="Where to write (default: MODEL.quantised.onnx).")
 @_where(f"Where it is to run: {', '.join(quantisation.QUANTISED_FOR)}.")
@@ -436,7 +437,7 @@ def sensitivity(model: Path, data: str, output: Path, preprocess: Preprocess | N
     The file is written while the survey goes on: after an interruption the same command continues it.
     """
     _protect((model,), (output,))
-    opened = pipeline.open_model(model)
+    opened = open_model(model)
     _protect(tuple(opened.files), (output,))
     path = None if output == STDOUT else output
     asked = survey.Asked(**given)
@@ -672,7 +673,7 @@ class _Progress:
         )
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> pipeline.Progress:
+    def __enter__(self) -> job.Progress:
         if self._bar is None:
             return lambda _stage, _share: None
         self._bar.start()

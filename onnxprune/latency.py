@@ -42,12 +42,20 @@ from onnxprune.grids import Grid, Place, Whole
 from onnxprune.model import Array, atomic, save
 from onnxprune.parts import ancestors
 from onnxprune.runtime import Feeds, Session, inner
-from onnxprune.targets import Engine, Target, TargetError
+from onnxprune.targets import Engine, Target, TargetError, target
 
 FORMAT = 2  # of table files
 WARM = 3  # runs before any is timed
 TURNS, RUNS, SECONDS = 5, 3, 0.006  # of a piece and of a call: of each at least so many runs, and so long
 UNIT = 1e-12  # seconds: prices of multiply-accumulates are whole numbers of it
+
+
+def timed(name: str) -> Target:
+    """A target whose times mean something."""
+    aim = target(name)
+    if not aim.timed:
+        raise UserError(f"--latency: times on {aim} mean nothing ({aim.title}); name another --target first")
+    return aim
 
 
 @dataclass(frozen=True)

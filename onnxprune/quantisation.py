@@ -35,6 +35,7 @@ from onnxprune.cost import CostModel
 from onnxprune.data import Data, Preprocess, Spec, open_data
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError, printable
+from onnxprune.job import SAMPLES, Judge, Made, Progress, Source, described, open_model
 from onnxprune.metrics import Agreement
 from onnxprune.model import (
     DEFAULT_DOMAINS,
@@ -52,7 +53,6 @@ from onnxprune.model import (
     materialised,
     save,
 )
-from onnxprune.pipeline import Judge, Made, Progress, Source, described, open_model
 from onnxprune.report import TITLES
 from onnxprune.runtime import EXTERNAL_BYTES, Feeds, Session
 from onnxprune.targets import TARGETS, Scheme, Target, TargetError, target
@@ -200,7 +200,7 @@ def quantise(
     data: Spec,
     where: str = "cpu",
     *,
-    samples: int = pipeline.SAMPLES,
+    samples: int = SAMPLES,
     preprocess: Preprocess | None = None,
     seed: int = 0,
     exclude: Sequence[str] = (),

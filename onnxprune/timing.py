@@ -30,6 +30,7 @@ from onnxprune.model import Array, save, save_whole, uncollected
 from onnxprune.runtime import Feeds
 from onnxprune.targets import Engine, Target, TargetError
 
+THREADS = 1  # of engines, where nobody asks for more
 ROUNDS = 7
 SECONDS = 0.25  # for each engine in each round
 WARM = 5  # runs before: the first costs up to 40 times as much

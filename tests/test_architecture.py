@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "onnxprune"
 # Each module may import those to its left only.
 LAYERS = [
     "errors", "axes", "stored", "flow", "graphsurgeon", "model", "ops", "sizes", "runtime", "shapes", "data", "outputs", "metrics", "parts", "dependency", "blocks", "naming", "cost", "plan", "rewrite", "surgery",
-    "readers", "statistics", "criteria", "allocation", "targets", "timing", "grids", "latency", "measuring", "repair", "sensitivity", "calibration", "passes", "validation", "reference", "comparison", "report", "outcome", "inspection", "pipeline", "quantisation", "survey", "html", "api", "plugins", "cli",
+    "readers", "statistics", "criteria", "allocation", "targets", "timing", "grids", "latency", "measuring", "repair", "sensitivity", "calibration", "passes", "validation", "reference", "comparison", "report", "outcome", "inspection", "job", "search", "pipeline", "quantisation", "survey", "html", "api", "plugins", "cli",
 ]  # fmt: skip
 
 
@@ -43,6 +44,12 @@ def test_imports_point_down(path: Path) -> None:
     here = LAYERS.index(layer(path))
     above = {name for name in imports(path) if LAYERS.index(name) > here}
     assert not above
+
+
+def test_the_order_is_documented() -> None:
+    text = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    listed = text.split("Modules, from the bottom:")[1].split("Imports point down only")[0]
+    assert re.findall(r"`(\w+)`", listed) == LAYERS
 
 
 def test_no_operator_is_named_outside_ops() -> None:

@@ -16,9 +16,9 @@ import onnxprune
 from models.builder import Graph
 from onnxprune import NothingToPrune, Result, UserError
 from onnxprune.model import Array
-from onnxprune.pipeline import NEAR, TRIALS, descent
 from onnxprune.repair import repair
 from onnxprune.runtime import Session
+from onnxprune.search import NEAR, TRIALS, descent
 from onnxprune.statistics import collect
 from tests.small import even_classes
 
@@ -149,7 +149,7 @@ def test_the_drop_is_kept_with_no_more_than_bisection_leaves(
         looked.append(given)
         return collect(*given)
 
-    monkeypatch.setattr("onnxprune.pipeline.repair", counted)
+    monkeypatch.setattr("onnxprune.job.repair", counted)
     monkeypatch.setattr("onnxprune.calibration.collect", seen)
     result = onnxprune.shrink(model, max_drop=most, data=data, **OPTIONS)
     monkeypatch.undo()

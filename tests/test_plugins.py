@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 import onnxprune
 from models.environments import NotInstallable, environment
 from models.fetch import TORCH, default_cache
-from onnxprune import UserError, graphsurgeon, pipeline
+from onnxprune import UserError, graphsurgeon, job
 from onnxprune.data import synthetic
 from onnxprune.dependency import DependencyGraph
 from onnxprune.runtime import Session
@@ -243,7 +243,7 @@ def test_calibration_data_are_made_up_where_there_are_none() -> None:
     first, second = (list(onnxprune.calibration_data(net(), samples=6)) for _ in range(2))
     assert [list(feeds) for feeds in first] == [["x"]] * 6
     np.testing.assert_equal(first, second)
-    model = pipeline.open_model(net())
+    model = job.open_model(net())
     made = synthetic(model, DependencyGraph(model).shapes, samples=6, seed=0)
     report = onnxprune.shrink(net(), channels=0.5, align=1, samples=6).report
     assert (report.data or {})["sha256"] == made.provenance["sha256"], "what shrink makes up"

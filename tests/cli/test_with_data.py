@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from models.topologies import TOPOLOGIES
-from onnxprune import pipeline
+from onnxprune import search
 from onnxprune.model import Array
 from tests.small import check_refused, even_classes, net, run, write
 
@@ -135,7 +135,7 @@ def test_the_metric_is_that_of_the_files(model: Path, data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("limit", [0.25, 0.6])
 def test_max_drop_is_kept(limit: float, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "TRIALS", 4)
+    monkeypatch.setattr(search, "TRIALS", 4)
     report = document("shrink", model, "--max-drop", limit, "--data", data, "--align", 1)
     quality = report["quality"]
     assert quality["metric"] == "top1"
