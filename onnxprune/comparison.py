@@ -253,15 +253,16 @@ def compare(
             size=(original.bytes, candidate.bytes),
         )
         errors: list[dict[str, float]] = []
+        noise = 0.0
         for (role, one), engine in zip(both.items(), engines, strict=True):
             try:
                 errors.append(_errors(where, one, engine))
+                noise = max(noise, one.noise)
             except (TargetError, RunError) as error:
                 return replace(stated, failed=f"{role} fails: {error}")
         usual, worst = (max(found.values(), default=0.0) for found in errors)
         if broken := structure.unbounded(original.outputs, candidate.outputs):
             return replace(stated, failed=f"candidate fails: {broken[0]}")
-        noise = max(original.noise, candidate.noise)
         stated = replace(stated, errors=errors[1], original=errors[0], noise=noise)
         if not np.isfinite(noise):
             return replace(

@@ -91,6 +91,40 @@ def broken() -> onnx.ModelProto:
     return proto
 
 
+def other_than_numbers(kind: str) -> onnx.ModelProto:
+    """A classifier whose output `made` is no tensor of numbers: texts, a sequence of tensors, or one of maps."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), "w")
+    floats = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    node, made = {
+        "texts": (
+            helper.make_node("Cast", ["scores"], ["made"], to=TensorProto.STRING),
+            helper.make_tensor_type_proto(TensorProto.STRING, None),
+        ),
+        "tensors": (
+            helper.make_node("SplitToSequence", ["scores"], ["made"]),
+            helper.make_sequence_type_proto(floats),
+        ),
+        "maps": (
+            helper.make_node(
+                "ZipMap", ["scores"], ["made"], domain="ai.onnx.ml", classlabels_int64s=list(range(4))
+            ),
+            helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, floats)),
+        ),
+    }[kind]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["scores"]), node],
+        kind,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 8])],
+        [helper.make_value_info("made", made)],
+        [weight],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+OTHER = ("texts", "tensors", "maps")
+
+
 def written(proto: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "model.onnx"
     onnx.save(proto, path)

@@ -412,6 +412,30 @@ def test_where_the_cpu_contradicts_itself_nothing_is_said(tmp_path: Path) -> Non
     assert "nothing can be said" in found.failed
 
 
+@pytest.mark.parametrize("role", ["original", "candidate"])
+def test_a_model_that_the_cpu_runs_with_optimisations_only(role: str, tmp_path: Path) -> None:
+    """It has no kernel for a Dropout of bfloat16, which optimisations take away."""
+
+    def cast(*between: onnx.NodeProto) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Cast", ["x"], ["a"], to=onnx.TensorProto.BFLOAT16),
+            *between,
+            helper.make_node("Cast", ["b" if between else "a"], ["y"], to=onnx.TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(nodes, "cast", [floats("x", 2, 8)], [floats("y", 2, 8)])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    plain, strange = write(cast(), tmp_path / "a.onnx"), tmp_path / "b.onnx"
+    write(cast(helper.make_node("Dropout", ["a"], ["b"])), strange)
+    generator = np.random.default_rng(0)
+    feeds = [{"x": generator.standard_normal((2, 8), dtype=np.float32)} for _ in range(2)]
+    assert compared(on(Wrapped), [plain, plain], feeds).agrees
+    found = compared(on(Wrapped), [strange, plain] if role == "original" else [plain, strange], feeds)
+    assert found.failed.startswith(f"{role} fails: ")
+    assert "Dropout" in found.failed
+    assert found.broken is (role == "candidate")
+
+
 def test_texts_and_members_of_sequences_are_compared(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["a"]),

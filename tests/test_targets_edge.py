@@ -22,11 +22,21 @@ from onnxprune.targets import arm64 as arm
 from onnxprune.targets import litert as lite
 from onnxprune.targets.arm64 import Arm64
 from onnxprune.targets.cache import kept
-from onnxprune.targets.fixed import fixed
+from onnxprune.targets.fixed import dtypes, fixed, opened
 from onnxprune.targets.litert import INPUT, OUTPUT, LiteRt
 from onnxprune.targets.ncnn import Ncnn
 from tests.small import run as onnxprune
-from tests.target_models import SMALL, broken, convolutions, error, symmetric, truth, written
+from tests.target_models import (
+    OTHER,
+    SMALL,
+    broken,
+    convolutions,
+    error,
+    other_than_numbers,
+    symmetric,
+    truth,
+    written,
+)
 
 QUANTUM = 0.02  # one step of int8, of the scale of the outputs: engines round in different places
 EDGE: dict[str, type[Target]] = {"arm64": Arm64, "ncnn": Ncnn, "litert": LiteRt}
@@ -178,6 +188,35 @@ def test_outputs_in_one_row_are_the_same_values(name: str, tmp_path: Path) -> No
         assert np.allclose(row, value.ravel(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", OTHER)
+def test_converters_refuse_outputs_that_are_no_tensors_of_numbers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they convert anything: this one would fail otherwise."""
+    path = written(other_than_numbers(kind), tmp_path)
+    (tmp_path / "copy").mkdir()
+    copy = fixed(path, truth(path)[0], tmp_path / "copy")
+    (output,), (found,) = (ort.InferenceSession(file).get_outputs() for file in (path, copy))
+    assert output.type == found.type
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("ncnn", "pnnx"):
+        package(tmp_path, name, "1")
+    program(tmp_path / "pnnx" / "pnnx", "exit 3")
+    for refuses in (lambda: lite._folded(copy), lambda: Ncnn().load(path)):
+        with pytest.raises(TargetError, match=r"^output 'made' is not a tensor of numbers$"):
+            refuses()
+
+
+@pytest.mark.parametrize("kind", [0, 99])
+def test_types_that_there_are_not_are_refused(kind: int, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"^output 'y' is not a tensor of numbers$"):
+        dtypes([onnx.helper.make_tensor_value_info("y", kind, [1])], "output")
+    proto = convolutions()
+    proto.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(TargetError, match=r"^input 'image' is not a tensor of numbers$"):
+        opened(written(proto, tmp_path))
+
+
 @pytest.mark.parametrize("inside", [0, 2**20])
 def test_a_fixed_copy_takes_these_shapes_only(inside: int, tmp_path: Path) -> None:
     """Its weights are in its file, or, where they are many, the original's."""
@@ -309,6 +348,14 @@ def test_wrong_feeds_are_told_and_the_next_ones_answered(where: str, tmp_path: P
             engine.run(wrong)
     assert error(engine.run(feeds), expected) < 1e-5
     engine.close()
+
+
+@everywhere
+@pytest.mark.parametrize("kind", OTHER)
+def test_outputs_that_are_no_tensors_of_numbers_are_named(where: str, kind: str, tmp_path: Path) -> None:
+    path = written(other_than_numbers(kind), tmp_path)
+    with pytest.raises(TargetError, match=r"'made' is (no|not a) tensor of numbers"):
+        target(where).load(path).run(truth(path)[0])
 
 
 @pytest.mark.parametrize("where", [pytest.param("ncnn", marks=on["ncnn"])])

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import openvino
 import pytest
+from onnx import TensorProto, helper
 
 from onnxprune.targets.openvino import DEVICE, OpenVino, verified
 from onnxprune.targets.target import TargetError
+from tests.small import floats, weight
 from tests.small import run as onnxprune
-from tests.target_models import SMALL, broken, convolutions, error, truth, written
+from tests.target_models import OTHER, SMALL, broken, convolutions, error, other_than_numbers, truth, written
 
 BF16 = OpenVino("bf16").state().reach == "runs"
 QUANTUM = 0.02  # one step of int8, of the scale of the outputs: engines round in different places
@@ -108,8 +111,71 @@ def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_wrong_feeds_are_told(tmp_path: Path) -> None:
     path = written(convolutions(), tmp_path)
     feeds, _ = truth(path)
+    engine = OpenVino().load(path)
     with pytest.raises(TargetError):
-        OpenVino().load(path).run({"image": feeds["image"][:, :2]})
+        engine.run({"image": feeds["image"][:, :2]})
+    with pytest.raises(TargetError, match="'image'"):
+        engine.run({"other": feeds["image"]})
+
+
+CARRIERS: dict[str, list[onnx.NodeProto]] = {
+    "identity": [helper.make_node("Identity", ["x"], ["a"])],
+    "dropout": [helper.make_node("Dropout", ["x"], ["a", "mask"])],
+    "same": [helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT)],
+    "half": [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["a"], to=TensorProto.FLOAT),
+    ],
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_inputs_and_outputs_are_known_by_their_place(carrier: str, tmp_path: Path) -> None:
+    """OpenVINO names an input after what carries it. One more is read by nobody, one is a weight, one a single number;
+    of the outputs two are the same tensor, one is an input."""
+    nodes = [
+        *CARRIERS[carrier],
+        helper.make_node("Identity", ["scale"], ["carried"]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Mul", ["b", "carried"], ["c"]),
+        helper.make_node("Sub", ["c", "y"], ["d"]),
+        *(helper.make_node("Identity", ["d"], [name]) for name in ("first", "last")),
+        helper.make_node("Neg", ["b"], ["between"]),
+    ]
+    inputs = [
+        floats("y", 4, 4),
+        floats("nobody", 4, 4),
+        floats("w", 4, 4),
+        floats("x", 4, 4),
+        floats("scale"),
+    ]
+    outputs = [floats(name, 4, 4) for name in ("first", "between", "y", "last")]
+    graph = helper.make_graph(nodes, carrier, inputs, outputs, [weight("w", 4, 4)])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = written(proto, tmp_path)
+    engine = OpenVino().load(path)
+    for seed in (0, 1):
+        feeds, expected = truth(path, seed)
+        assert list(feeds) == ["y", "nobody", "x", "scale"]
+        back_to_front = dict(reversed(feeds.items()))
+        assert error(engine.run(back_to_front), expected) < 1e-3  # half of an input is half of it here, too
+
+
+def test_texts_are_refused_before_they_corrupt_memory(tmp_path: Path) -> None:
+    texts = helper.make_tensor_value_info("texts", TensorProto.STRING, [3])
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Shape", ["texts"], ["count"])]
+    outputs = [floats("y", 2, 2), helper.make_tensor_value_info("count", TensorProto.INT64, [1])]
+    graph = helper.make_graph(nodes, "texts", [floats("x", 2, 2), texts], outputs)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(TargetError, match=r"^input 'texts' holds strings"):
+        OpenVino().load(written(proto, tmp_path))
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_outputs_that_are_no_tensors_of_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError) as caught:
+        OpenVino().load(written(other_than_numbers(kind), tmp_path))
+    assert f"{caught.value}".isprintable()
 
 
 def test_its_own_tool_takes_the_command(tmp_path: Path) -> None:

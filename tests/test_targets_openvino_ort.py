@@ -8,12 +8,14 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from onnxprune.targets.openvino_ort import PROVIDER, OpenVinoOrt
 from onnxprune.targets.remote import RemoteEngine
 from onnxprune.targets.target import TargetError
-from tests.target_models import SMALL, broken, convolutions, error, truth, written
+from tests.target_models import OTHER, SMALL, broken, convolutions, error, other_than_numbers, truth, written
 
 STATE = OpenVinoOrt().state()
 CPU = "CPUExecutionProvider"
@@ -60,6 +62,33 @@ def test_wrong_feeds_are_told_and_the_next_ones_answered(tmp_path: Path) -> None
     with pytest.raises(TargetError, match="image"):
         engine.run({"image": feeds["image"][:, :2]})
     assert error(engine.run(feeds), expected) < 1e-6
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_outputs_that_do_not_go_through_the_pipe_are_named(kind: str, tmp_path: Path) -> None:
+    path = written(other_than_numbers(kind), tmp_path)
+    engine = served(path)
+    for seed in (0, 1):  # it has not ended
+        with pytest.raises(TargetError, match=r"^'made' is no tensor of numbers"):
+            engine.run(truth(path, seed)[0])
+    engine.close()
+
+
+def test_texts_that_do_not_go_through_the_pipe_are_named_and_others_answered(tmp_path: Path) -> None:
+    ends = [
+        helper.make_tensor_value_info(*fact)
+        for fact in (("text", TensorProto.STRING, [3]), ("same", TensorProto.BOOL, [3]))
+    ]
+    wanted = helper.make_tensor("wanted", TensorProto.STRING, [3], [b"a", b"b", b"c"])
+    node = helper.make_node("Equal", ["text", "wanted"], ["same"])
+    graph = helper.make_graph([node], "texts", ends[:1], ends[1:], [wanted])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    engine = served(written(proto, tmp_path))
+    texts = np.array(["a", "x", "c"])
+    with pytest.raises(TargetError, match=r"^'text' is no tensor of numbers"):
+        engine.run({"text": texts.astype(object)})
+    assert engine.run({"text": texts})["same"].tolist() == [True, False, True]
     engine.close()
 
 

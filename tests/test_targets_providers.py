@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper
 
 from models.builder import Graph
 from models.control_flow import CONTROL_FLOW
@@ -34,6 +35,7 @@ from onnxprune.targets.remote import RemoteEngine, taken
 from onnxprune.targets.target import Engine, TargetError
 from onnxprune.targets.webgpu import PROVIDER as WEBGPU
 from onnxprune.targets.webgpu import WebGpu
+from tests.small import floats, weight
 from tests.small import run as onnxprune
 from tests.target_models import SMALL, broken, convolutions, error, truth, written
 
@@ -155,6 +157,31 @@ def test_a_model_of_fixed_shapes_is_loaded_once_for_each_set(tmp_path: Path) -> 
     engine.close()
 
 
+def test_shapes_that_are_refused_leave_the_cause_and_the_others(tmp_path: Path) -> None:
+    """The matrix takes three rows of an input, whose number is open."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["x"], ["columns"]),
+            helper.make_node("MatMul", ["columns", "w"], ["y"]),
+        ],
+        "three",
+        [floats("x", "rows", 4)],
+        [floats("y", 4, 2)],
+        [weight("w", 3, 2)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = written(proto, tmp_path)
+    engine = FixedEngine(path, lambda file: RemoteEngine(file, CPU, {}, 1))
+    feeds, expected = truth(path)
+    assert feeds["x"].shape == (3, 4)
+    for _ in range(2):
+        assert error(engine.run(feeds), expected) < 1e-6
+        for _ in range(2):
+            with pytest.raises(TargetError, match=r"(?i)incompatible dimensions"):
+                engine.run({"x": np.ones((5, 4), np.float32)})
+    engine.close()
+
+
 def test_a_plugin_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = written(convolutions(), tmp_path)
     missing = str(tmp_path / "nothing.so")
@@ -256,6 +283,10 @@ def test_precisions_are_stated_to_the_provider() -> None:
     options = {name: target(name).options(1) for name in ("cuda", "cuda:tf32", "coreml", "coreml:fp16")}  # type: ignore[attr-defined]
     assert [options[name]["use_tf32"] for name in ("cuda", "cuda:tf32")] == ["0", "1"]
     assert [options[n]["ModelFormat"] for n in ("coreml", "coreml:fp16")] == ["MLProgram", "NeuralNetwork"]
+
+
+def test_who_computes_on_the_processor_says_so() -> None:
+    assert {name: target(name).on_cpu for name in BUILT_IN} == {name: name == "xnnpack" for name in BUILT_IN}  # type: ignore[attr-defined]
 
 
 def test_objections(tmp_path: Path) -> None:

@@ -26,14 +26,24 @@ from models.transformers import TRANSFORMERS
 from onnxprune import model as models
 from onnxprune.errors import UserError
 from onnxprune.runtime import RunError, Session
-from onnxprune.targets import half_program
+from onnxprune.targets import half_program, tensorrt
 from onnxprune.targets.cuda_driver import Stream, gpu
 from onnxprune.targets.half import Half, converted, converter, rehearsal
 from onnxprune.targets.ranges import BATCH, ranges_of
 from onnxprune.targets.target import TargetError
 from onnxprune.targets.tensorrt import PORTABLE, WIDTHS, TensorRt
 from tests.small import run as onnxprune
-from tests.target_models import SMALL, broken, convolutions, error, symmetric, truth, written
+from tests.target_models import (
+    OTHER,
+    SMALL,
+    broken,
+    convolutions,
+    error,
+    other_than_numbers,
+    symmetric,
+    truth,
+    written,
+)
 
 BUILT = [name for name in SMALL if name != "integers"]
 DEVICE = gpu()
@@ -111,6 +121,26 @@ def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(TargetError):
         TensorRt().build(path)
+
+
+@pytest.mark.parametrize("kind", OTHER)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_outputs_that_are_no_tensors_of_numbers_are_refused(
+    precision: str, kind: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError) as caught:
+        TensorRt(precision).build(written(other_than_numbers(kind), tmp_path))
+    assert f"{caught.value}".isprintable()
+
+
+def test_an_engine_says_that_the_processor_only_waits_for_it(tmp_path: Path) -> None:
+    """Else its processor time, which is next to nothing, makes the machine look contended."""
+    plan = tensorrt._compile(written(convolutions(), tmp_path), "fp16", portable=True)
+    settings = tensorrt._settings(plan, "a GPU", 1)
+    assert settings["on_cpu"] is False
+    assert {key: settings[key] for key in ("device", "precision", "version", "profile", "converted")} == {
+        "device": "a GPU"
+    } | {key: plan.report[key] for key in ("precision", "version", "profile", "converted")}
 
 
 # Precisions are those of the file
@@ -665,6 +695,7 @@ def test_outputs_are_those_of_onnxruntime(name: str, tmp_path: Path) -> None:
     path = written(SMALL[name](), tmp_path)
     target = asked(name)
     engine = target.load(path)
+    assert engine.settings["on_cpu"] is False
     for seed in (0, 1):
         feeds, expected = truth(path, seed)
         assert error(engine.run(feeds), expected) < target.tolerance

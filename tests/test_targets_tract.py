@@ -18,7 +18,7 @@ from onnxprune.targets import tract_program
 from onnxprune.targets.target import TargetError
 from onnxprune.targets.tract import Tract
 from tests.small import run as onnxprune
-from tests.target_models import SMALL, broken, convolutions, error, truth, written
+from tests.target_models import OTHER, SMALL, broken, convolutions, error, other_than_numbers, truth, written
 
 QUANTUM = 0.02  # one step of int8, of the scale of the outputs: engines round in different places
 
@@ -135,6 +135,13 @@ def test_wrong_feeds_are_told(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="'image'"):
         engine.run({})
     assert error(engine.run(feeds), expected) < Tract().tolerance
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_outputs_that_are_no_tensors_of_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetError) as caught:
+        Tract().load(written(other_than_numbers(kind), tmp_path))
+    assert f"{caught.value}".isprintable()
 
 
 def test_every_batch_is_answered(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune import flow
@@ -17,11 +20,25 @@ from onnxprune.shapes import analyse
 from onnxprune.sizes import Sizes, assignments, dynamic_dims
 from onnxprune.targets.target import TargetError
 
+_NO_NUMBERS = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
+
+
+def dtypes(values: Iterable[onnx.ValueInfoProto], what: str) -> dict[str, np.dtype[Any]]:
+    """Types by name of inputs or outputs, which errors call `what`. Raises `TargetError` where one is a sequence or map, or holds strings."""
+    found = {}
+    for value in values:
+        kind = value.type.tensor_type.elem_type  # 0 of what is no tensor
+        if kind in _NO_NUMBERS or kind not in onnx.TensorProto.DataType.values():
+            raise TargetError(f"{what} '{value.name}' is not a tensor of numbers")
+        found[value.name] = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    return found
+
 
 def opened(path: Path) -> tuple[Model, Feeds]:
     """A model, and inputs at which it is likely to run. Raises `TargetError`."""
     try:
         model = models.load(path)
+        dtypes(model.inputs, "input")
         return model, make_feeds(model, _sizes(model), 0, {})
     except (UserError, RunError) as error:
         raise TargetError(f"{error}") from None
@@ -49,7 +66,8 @@ def fixed(path: Path, feeds: Feeds, folder: Path, inside: int = INSIDE) -> Path:
     for graph in flow.graphs(proto):
         del graph.value_info[:]
     for output in proto.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        if output.type.HasField("tensor_type"):  # of a sequence or map the line below would make a tensor
+            output.type.tensor_type.ClearField("shape")
     for value in proto.graph.input:
         if value.name in feeds:
             for dim, extent in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=False):

@@ -24,7 +24,7 @@ from onnxprune.model import Model
 from onnxprune.runtime import Feeds, newest
 from onnxprune.targets import litert_program
 from onnxprune.targets.cache import kept
-from onnxprune.targets.fixed import fixed
+from onnxprune.targets.fixed import dtypes, fixed
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.provider import FixedEngine
 from onnxprune.targets.remote import RemoteEngine
@@ -137,6 +137,7 @@ def _folded(path: Path) -> onnx.ModelProto:
         proto = onnx.load(options.optimized_model_filepath)
     except Exception as error:  # onnxruntime raises classes of its own, without a common base
         raise TargetError(one_line(error)) from None
+    dtypes(proto.graph.output, "output")
     for output, found in zip(proto.graph.output, session.get_outputs(), strict=True):
         kind = output.type.tensor_type.elem_type
         output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, found.shape))

@@ -24,7 +24,7 @@ from onnxprune.allocation import Alignment
 from onnxprune.model import Model
 from onnxprune.runtime import Feeds, RunError, Session
 from onnxprune.targets import ncnn_program
-from onnxprune.targets.fixed import fixed, opened
+from onnxprune.targets.fixed import dtypes, fixed, opened
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.target import Engine, State, Target, TargetError, Versions, version_of
 
@@ -91,10 +91,7 @@ class NcnnEngine(Engine):
         self._path, self._threads, self._half = path, threads, precision == "fp16"
         model, feeds = opened(path)
         self._inputs = [value.name for value in model.inputs]
-        self._types = {
-            value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            for value in model.outputs
-        }
+        self._types = dtypes(model.outputs, "output")
         self._ready: dict[tuple[tuple[int, ...], ...], ncnn_program.Prepared] = {}
         self._prepared({name: feeds[name] for name in self._inputs})
         self.nodes: dict[str, int] = {}

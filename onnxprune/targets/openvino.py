@@ -74,6 +74,9 @@ class OpenVino(Target):
 class OpenVinoEngine(Engine):
     """A compiled model and one request.
 
+    Inputs and outputs are known by their place, which is that in the file: what names an input is, once compiled, often
+    that of what only carries it (Identity, Dropout, a Cast to half).
+
     `nodes` counts the layers by device, `settings["layers"]` by the precision in which they run.
     """
 
@@ -89,17 +92,23 @@ class OpenVinoEngine(Engine):
             "ENABLE_CPU_PINNING": False,  # or engines that live side by side share one core
         }
         try:
-            self._outputs = [value.name for value in _header(path).graph.output]
+            graph = _header(path).graph
+            weights = {tensor.name for tensor in graph.initializer}
+            self._inputs = [value.name for value in graph.input if value.name not in weights]
+            self._outputs = [value.name for value in graph.output]
+            for value in graph.input:
+                if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:  # it corrupts its memory
+                    raise TargetError(f"input '{value.name}' holds strings, at which OpenVINO crashes")
             compiled = core.compile_model(core.read_model(str(path)), DEVICE, wanted)
             self.nodes, layers = verified(compiled, DEVICE, precision)
             self._request = compiled.create_infer_request()
-            self._types = {
-                port.get_any_name(): port.get_element_type().to_dtype() for port in compiled.inputs
-            }
-            if len(compiled.outputs) != len(self._outputs):
-                raise TargetError(
-                    f"OpenVINO has {len(compiled.outputs)} outputs of the model's {len(self._outputs)}"
-                )
+            self._types = [port.get_element_type().to_dtype() for port in compiled.inputs]
+            for what, found, stated in (
+                ("inputs", compiled.inputs, self._inputs),
+                ("outputs", compiled.outputs, self._outputs),
+            ):
+                if len(found) != len(stated):
+                    raise TargetError(f"OpenVINO has {len(found)} {what} of the model's {len(stated)}")
             self.settings = {
                 "provider": "OpenVINO",
                 "version": f"OpenVINO {importlib.metadata.version('openvino')}",
@@ -115,13 +124,12 @@ class OpenVinoEngine(Engine):
             raise TargetError(one_line(error) or type(error).__name__) from None
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
+        if missing := next((name for name in self._inputs if name not in feeds), None):
+            raise TargetError(f"it takes an input '{missing}', for which nothing is given")
         try:
             given = {
-                name: np.ascontiguousarray(value, self._types[name])
-                if value.ndim
-                else value.astype(self._types[name])
-                for name, value in feeds.items()
-                if name in self._types
+                place: np.asarray(feeds[name], kind, order="C")
+                for place, (name, kind) in enumerate(zip(self._inputs, self._types, strict=True))
             }
             results = self._request.infer(given, share_inputs=True, share_outputs=False)
             return dict(zip(self._outputs, results.to_tuple(), strict=True))

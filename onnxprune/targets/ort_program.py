@@ -83,7 +83,15 @@ def fitted(types: Mapping[str, str], feeds: Mapping[str, Any]) -> dict[str, Any]
 
 
 def send(stream: BinaryIO, arrays: Mapping[str, Any], **facts: Any) -> None:
-    """One frame: arrays by name, and facts that JSON can hold."""
+    """One frame: arrays by name, and facts that JSON can hold.
+
+    Raises `TypeError`, and sends nothing, for what is no array of plain values: sequences, maps, objects (as texts are).
+    """
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray | np.generic) or value.dtype.hasobject:
+            raise TypeError(
+                f"'{name}' is no tensor of numbers, and cannot go to or come from another process"
+            )
     packed = io.BytesIO()
     numbered: dict[str, Any] = {f"value{i:06}": value for i, value in enumerate(arrays.values())}
     about = json.dumps({"names": list(arrays), **facts}).encode()

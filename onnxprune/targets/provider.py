@@ -85,16 +85,17 @@ class FixedEngine(Engine):
         model, feeds = opened(path)
         self._names = [value.name for value in model.inputs]
         self._open = bool(dynamic_dims(model))
+        self._shapes: tuple[tuple[int, ...], ...] | None = None
         self._engine = self._loaded(feeds)
 
     def _loaded(self, feeds: Feeds) -> Engine:
-        self._shapes = self._of(feeds)
         if not self._open:
             engine = self._load(self._path)
         else:
             with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
                 engine = self._load(fixed(self._path, feeds, Path(folder)))
         self.nodes, self.place, self.settings = engine.nodes, engine.place, engine.settings
+        self._shapes = self._of(feeds)
         return engine
 
     def _of(self, feeds: Feeds) -> tuple[tuple[int, ...], ...]:
@@ -103,6 +104,7 @@ class FixedEngine(Engine):
     def run(self, feeds: Feeds) -> dict[str, Any]:
         if self._open and self._of(feeds) != self._shapes:
             self._engine.close()
+            self._shapes = None  # and so it stays where loading fails
             self._engine = self._loaded(feeds)
         return self._engine.run(feeds)
 

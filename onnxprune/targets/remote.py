@@ -97,6 +97,8 @@ class RemoteEngine(Engine):
             ort_program.send(_pipe(self._process.stdin), feeds)
         except OSError:  # it has died: its answer says of what
             pass
+        except TypeError as error:
+            raise TargetError(f"{error}") from None
         except ValueError:
             raise TargetError("the process of this engine has ended") from None
         return self._answer()[0]

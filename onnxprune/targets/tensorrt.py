@@ -178,16 +178,7 @@ class TensorRtEngine(Engine):
         if self._context is None:
             raise TargetError(self._log.errors() or "TensorRT made no engine and gave no reason")
         self.nodes = {device.name if device else "": self._engine.num_layers}
-        self.settings = {
-            "provider": "TensorRT",
-            "version": api.version,
-            "device": device.name if device else "",
-            "precision": precision,
-            "threads": threads,
-            "profile": plan.report["profile"],
-            **{key: plan.report[key] for key in ("converted",) if key in plan.report},
-            "includes": "copies to and from the device",
-        }
+        self.settings = _settings(plan, device.name if device else "", threads)
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         try:
@@ -255,6 +246,19 @@ class TensorRtEngine(Engine):
         """Free the memory on the device."""
         self._context = self._engine = self._runtime = None
         self._stream.close()
+
+
+def _settings(plan: _Plan, device: str, threads: int) -> dict[str, Any]:
+    """What results of an engine on a device depend on."""
+    kept = ("version", "precision", "profile", "converted")
+    return {
+        "provider": "TensorRT",
+        "device": device,
+        "threads": threads,
+        **{key: plan.report[key] for key in kept if key in plan.report},
+        "includes": "copies to and from the device",
+        "on_cpu": False,
+    }
 
 
 def _contiguous(value: Array, dtype: np.dtype[Any]) -> Array:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from onnxprune.allocation import Alignment
 from onnxprune.runtime import Feeds
 from onnxprune.targets import tract_program
 from onnxprune.targets.cpu import UNSIGNED, Cpu
-from onnxprune.targets.fixed import fixed, opened
+from onnxprune.targets.fixed import dtypes, fixed, opened
 from onnxprune.targets.messages import one_line
 from onnxprune.targets.target import Engine, State, Target, TargetError, version_of
 
@@ -68,10 +67,7 @@ class TractEngine(Engine):
             raise TargetError(f"tract is not installed: {Tract().install()}")
         model, feeds = opened(path)
         self._outputs = [output.name for output in model.outputs]
-        self._types = {
-            value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            for value in model.inputs
-        }
+        self._types = dtypes(model.inputs, "input")
         self._ready: dict[tuple[tuple[int, ...], ...], tract_program.Prepared] = {}
         self._prepared(feeds)
         self.nodes: dict[str, int] = {}
