@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from onnxprune.cost import CostModel, Ledger, Measure, Tangent
 from onnxprune.dependency import Group
-from onnxprune.errors import UserError
+from onnxprune.errors import Unreachable, UserError
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[Group, Floats]
@@ -351,14 +351,14 @@ def budget(
 
     limit   in units of the cost (MACs, elements, bytes)
 
-    Raises `UserError` if no choice meets the limit.
+    Raises `Unreachable` if no choice meets the limit.
     """
     search = _Search(curves, cost.ledger(name), limit, removals)
     search.smallest()
     if not search.fits:
         whole = getattr(CostModel(cost.graph, prices=cost.prices)(), name)
         least = search.ledger.total // search.ledger.unit / max(whole, 1)
-        raise UserError(
+        raise Unreachable(
             f"{cost.graph.model.name}: --{name} {limit / max(whole, 1):.3g} cannot be reached; the least possible "
             f"here is {least:.3f} (see `onnxprune inspect` for what is pinned)"
         )

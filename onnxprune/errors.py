@@ -23,6 +23,10 @@ class UserError(OnnxPruneError):
     """Something about the input, the plan or an option; the message says what to do."""
 
 
+class Unreachable(UserError):
+    """What a target asks for lies beyond everything that can be removed; the message gives the least possible."""
+
+
 class InternalError(OnnxPruneError):
     """The tool produced something it cannot stand behind. Please report it."""
 

@@ -93,7 +93,9 @@ def pieces(graph: DependencyGraph, feeds: Feeds) -> list[Piece]:
         owner = owners[node.index]
         for name in filter(None, node.inputs):
             maker = model.producers.get(name)
-            if maker is not None and owners[maker.index] != owner:
+            if maker is None or name in model.constants:  # a constant goes with each of its readers
+                continue
+            if owners[maker.index] != owner:
                 given.setdefault(owner, {})[name] = None
                 made.setdefault(owners[maker.index], {})[name] = None
         made.setdefault(owner, {}).update(dict.fromkeys(n for n in node.outputs if n in results))
@@ -115,7 +117,7 @@ def pieces(graph: DependencyGraph, feeds: Feeds) -> list[Piece]:
         if part.graph.node:
             digest = _digest(part, inputs, graph.shapes.shapes)
             inside = tuple(index for index, of in owners.items() if of == owner)
-            found.append(Piece(nodes[owner].outputs[0], part, inputs, digest, inside))
+            found.append(Piece(nodes[owner].result, part, inputs, digest, inside))
     return found
 
 
@@ -228,7 +230,7 @@ class Table:
         self.wholes: dict[str, Whole] = {}
         self.foreign = ""
         here = state.reach == "runs" and target.timed
-        if self.path.exists():
+        if os.path.exists(self.path):  # noqa: PTH110  where nobody may look, there is none
             stated = self._read()
             self.foreign = "; ".join(
                 f"{name} {stated[name]!r}, here {value!r}"
@@ -238,6 +240,8 @@ class Table:
             if not here or self.foreign:
                 self.key = {name: stated[name] for name in self.key}
         self.runs = here and not self.foreign
+        if self.runs and path is not None:
+            self._refuse_unwritable()
 
     def __str__(self) -> str:
         """Whose times it holds."""
@@ -282,10 +286,9 @@ class Table:
         return stack.enter_context(_loaded(self.target, CALL, self.threads))
 
     def save(self) -> None:
-        """Write the table, whole or not at all; one that nothing can be added to stays as it is."""
+        """Write the table, whole or not at all; one that nothing can be added to stays as it is. Raises `UserError`."""
         if not self.runs:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         stated = {
             "format": FORMAT,
             **self.key,
@@ -293,8 +296,25 @@ class Table:
             "grids": {key: grid.as_dict() for key, grid in sorted(self.grids.items())},
             "wholes": {key: whole.as_dict() for key, whole in sorted(self.wholes.items())},
         }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
         with atomic(self.path) as temporary:
             temporary.write_text(json.dumps(stated, indent=1) + "\n", encoding="utf-8")
+
+    def _refuse_unwritable(self) -> None:
+        """Where no table could be written: before anything is timed for it, and leaving nothing behind."""
+        folder = Path(os.path.realpath(self.path)).parent
+        while not os.path.lexists(folder):  # made when it is saved
+            folder = folder.parent
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path}: no table can be written there ({error.strerror}); give another path")
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -311,7 +331,15 @@ class Table:
             self.grids = {str(key): Grid.read(one) for key, one in stated["grids"].items()}
             self.wholes = {str(key): Whole.read(one) for key, one in stated["wholes"].items()}
             return stated | {name: str(stated[name]) for name in ("version", "device", "processor")}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"{self.path}: not a latency table that fits ({error}); delete it or give another"
             ) from None
@@ -425,7 +453,7 @@ def forms(graph: DependencyGraph, found: Sequence[Piece]) -> dict[str, Form]:
     links: dict[int, list[Link]] = {}
     for link in graph.links:
         links.setdefault(link.node.index, []).append(link)
-    hearts = {node.outputs[0]: node.index for node in graph.model.nodes if node.outputs}
+    hearts = {node.result: node.index for node in graph.model.nodes}
     return {
         piece.heart: _form(piece.digest, links[hearts[piece.heart]], [links.get(n, []) for n in piece.nodes])
         for piece in found
@@ -516,25 +544,28 @@ def prices(
     graph: DependencyGraph, whole: Predicted, trials: Sequence[tuple[Counts, Predicted]] = ()
 ) -> Prices:
     """Prices from the times of the original, and of models cut to other counts: where a piece's work changed, from
-    the line through the original and the last trial in which it did; elsewhere in proportion to its work.
+    the line through the original and the last trial in which it did; elsewhere in proportion to its work. In a model
+    that is one piece all work costs the same.
     """
     cost = CostModel(graph)
     work = cost.work()
-    nodes = {node.outputs[0]: node.index for node in graph.model.nodes if node.outputs}
+    nodes = {node.result: (node.index,) for node in graph.model.nodes if node.result} | {"": tuple(work)}
     by_node: dict[int, int] = {}
     constant = 0.0
     for heart, spent in whole.pieces.items():
-        index = nodes.get(heart)
-        macs = work.get(index, 0) if index is not None else 0
-        if index is None or not macs:
+        indices = nodes.get(heart, ())
+        macs = sum(work.get(index, 0) for index in indices)
+        if not macs:
             constant += spent * 1e-3 / UNIT
             continue
         slope = spent / macs
         for counts, trial in reversed(trials):
-            less = cost.work(counts).get(index, 0)
+            after = cost.work(counts)
+            less = sum(after.get(index, 0) for index in indices)
             if heart in trial.pieces and less < 0.97 * macs:
                 slope = max((spent - trial.pieces[heart]) / (macs - less), 0.05 * slope)
                 break
-        by_node[index] = max(round(slope * 1e-3 / UNIT), 1)
-        constant += spent * 1e-3 / UNIT - by_node[index] * macs
+        price = max(round(slope * 1e-3 / UNIT), 1)
+        by_node |= dict.fromkeys(indices, price)
+        constant += spent * 1e-3 / UNIT - price * macs
     return Prices(by_node, round(constant))

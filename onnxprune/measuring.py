@@ -74,8 +74,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A piece to be timed at some counts of its groups."""
+class _Point:
+    """A point of a piece's grid: the piece is timed at these counts of its groups."""
 
     heart: str
     key: str
@@ -112,13 +112,13 @@ def measure(
         )
     known = len(table.times)
     distinct = {form.key: heart for heart, form in reversed(shapes.items())}
-    jobs = [
-        job
+    points = [
+        point
         for key, heart in distinct.items()
         if key not in table.grids
-        for job in _jobs(heart, shapes[heart], allowed)
+        for point in _points(heart, shapes[heart], allowed)
     ]
-    grids = _timed(blocks, jobs, feeds, table, lambda done: progress(0.9 * done))
+    grids = _timed(blocks, points, feeds, table, lambda done: progress(0.9 * done))
     table.grids |= {key: Grid.of(times) for key, times in grids.items()}
     table.save()
     whole, error, contended = _checked(blocks, allowed, feeds, table, shapes)
@@ -137,24 +137,24 @@ def measure(
 
 
 def _timed(
-    blocks: Blocks, jobs: Sequence[_Job], feeds: Feeds, table: Table, progress: Callable[[float], None]
+    blocks: Blocks, points: Sequence[_Point], feeds: Feeds, table: Table, progress: Callable[[float], None]
 ) -> dict[str, dict[Place, float]]:
     """Times by form and place. What looks disturbed, and the original, is timed again some time later."""
     grids: dict[str, dict[Place, float]] = {}
     for attempt in range(1 + AGAIN):
-        rounds = _packed(jobs)
+        rounds = _packed(points)
         for number, (counts, among) in enumerate(rounds):
             cut = {piece.heart: piece for piece in pieces(_cut(blocks, counts), feeds)}
-            for job in among:
+            for point in among:
                 if attempt:
-                    table.again(cut[job.heart])
-                grids.setdefault(job.key, {})[job.place] = table.time(cut[job.heart])
+                    table.again(cut[point.heart])
+                grids.setdefault(point.key, {})[point.place] = table.time(cut[point.heart])
             table.save()
             progress((attempt + (number + 1) / len(rounds)) / (1 + AGAIN))
         doubtful = {
             key: _disturbed(times) | ({max(times)} if not attempt else set()) for key, times in grids.items()
         }
-        jobs = [job for job in jobs if job.place in doubtful[job.key]]
+        points = [point for point in points if point.place in doubtful[point.key]]
     return grids
 
 
@@ -168,7 +168,7 @@ def _disturbed(times: Mapping[Place, float]) -> set[Place]:
     }
 
 
-def _jobs(heart: str, form: Form, allowed: Allowed) -> Iterator[_Job]:
+def _points(heart: str, form: Form, allowed: Allowed) -> Iterator[_Point]:
     """The points of a piece's grid."""
     inputs, outputs, rest = (list(_levels(form, i, allowed)) for i in range(3))
     asked: dict[Place, Counts] = {}
@@ -179,7 +179,7 @@ def _jobs(heart: str, form: Form, allowed: Allowed) -> Iterator[_Job]:
     for third in rest[:-1]:
         counts = inputs[-1] | outputs[-1] | third
         asked.setdefault(form.place(counts), counts)
-    return (_Job(heart, form.key, place, counts) for place, counts in asked.items())
+    return (_Point(heart, form.key, place, counts) for place, counts in asked.items())
 
 
 def _levels(form: Form, direction: int, allowed: Allowed) -> Iterator[Counts]:
@@ -202,17 +202,17 @@ def at(counts: Sequence[int], share: float) -> int:
     return counts[round(share * (len(counts) - 1))]
 
 
-def _packed(jobs: Sequence[_Job]) -> list[tuple[Counts, list[_Job]]]:
-    """Cuts that all jobs find their counts in: each goes to the first that it does not contradict."""
-    rounds: list[tuple[Counts, list[_Job]]] = []
-    for job in jobs:
+def _packed(points: Sequence[_Point]) -> list[tuple[Counts, list[_Point]]]:
+    """Cuts in which all points find their counts: each goes to the first that it does not contradict."""
+    rounds: list[tuple[Counts, list[_Point]]] = []
+    for point in points:
         for counts, among in rounds:
-            if all(counts.get(var, count) == count for var, count in job.counts.items()):
-                counts |= job.counts
-                among.append(job)
+            if all(counts.get(var, count) == count for var, count in point.counts.items()):
+                counts |= point.counts
+                among.append(point)
                 break
         else:
-            rounds.append((dict(job.counts), [job]))
+            rounds.append((dict(point.counts), [point]))
     return rounds
 
 
@@ -241,7 +241,6 @@ def _checked(
     other work got in between."""
     graph = blocks.graph
     whole = predict(graph, feeds, table)
-    ratios: dict[float, float] = {}
     protos: dict[float, onnx.ModelProto] = {}
     off = total = 0.0
     for share in BETWEEN:

@@ -110,7 +110,12 @@ class Node:
     @property
     def label(self) -> str:
         """The name people know the node by; its first output where it has none."""
-        return self.proto.name or next((o for o in self.outputs if o), self.op)
+        return self.proto.name or self.result or self.op
+
+    @property
+    def result(self) -> str:
+        """The first output that it makes: recurrent nodes may leave earlier ones out. Empty where it makes none."""
+        return next(filter(None, self.outputs), "")
 
     def __repr__(self) -> str:
         return f"{self.op} '{self.label}'"

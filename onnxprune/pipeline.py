@@ -44,10 +44,11 @@ def make_plan(
 ) -> Plan:
     """Decide what to remove, without removing it. Raises `NothingToPrune` if that is nothing."""
     model = source if isinstance(source, Model) else open_model(source)
-    if options.max_drop is not None:
-        raise UserError(
-            f"{model.name}: a largest drop is found by making models, not by a plan alone; use shrink"
-        )
+    for asked, what in ((options.max_drop, "a largest drop"), (options.latency, "a share of the time")):
+        if asked is not None:
+            raise UserError(
+                f"{model.name}: {what} is found by making models, not by a plan alone; use shrink"
+            )
     job = Job(model, options, inputs, Clock(progress or quiet))
     plan = job.plan()
     if plan.removes_nothing:

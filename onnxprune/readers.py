@@ -230,7 +230,7 @@ class Readers:
 
     def _of(self, link: Link) -> Iterator[Reader]:
         rule, node = link.rule, link.node
-        if not rule.macs or link.take is not None or self.graph.model.scopes.of(node.outputs[0]):
+        if not rule.macs or link.take is not None or self.graph.model.scopes.of(node.result):
             return  # what is inside a body cannot be looked at from outside
         for operand, pattern in enumerate(rule.inputs[: len(node.inputs)]):
             tensor = self.graph.model.constants.get(node.inputs[operand])

@@ -12,7 +12,7 @@ import onnx
 from onnxprune import comparison, latency, outcome, surgery, timing
 from onnxprune.cost import CostModel, Counts
 from onnxprune.dependency import DependencyGraph
-from onnxprune.errors import NothingToPrune, UserError
+from onnxprune.errors import NothingToPrune, Unreachable, UserError
 from onnxprune.job import Job
 from onnxprune.model import Model
 from onnxprune.plan import Keep as KeepUnits
@@ -189,7 +189,7 @@ class _Stopwatch:
         self.trials: list[tuple[Counts, latency.Predicted]] = []
 
     def plan(self, wish: float) -> Plan:
-        """For this share of the time, at the prices so far. Raises `UserError` where they call it impossible."""
+        """For this share of the time, at the prices so far. Raises `Unreachable` where they call it impossible."""
         prices = latency.prices(self.graph, self.whole, self.trials)
         self.job.planner.units.prices = prices.by_node
         priced = CostModel(self.graph, prices=prices.by_node)().time
@@ -214,7 +214,7 @@ class _Stopwatch:
             found = timing.compare_models(self.aim, protos, self.feeds, threads=timing.THREADS)
         except TargetError as error:
             raise UserError(f"--latency on {self.aim}: {error}") from None
-        self.milliseconds = found.engines[0].milliseconds
+        self.milliseconds = min(found.engines[0].rounds)  # as of pieces: the fastest
         return found.ratio
 
     def told(self, found: Sequence[_Cut], chosen: _Cut) -> TimedCandidates:
@@ -255,11 +255,23 @@ def fast(job: Job, share: float) -> Plan:
 
     Times of pieces (see `latency`) price the work in each node, the budget is solved for these prices, and what it
     cuts is measured from end to end where the target runs here: new times give new prices, and what was missed moves
-    the target. Raises `UserError` where the share cannot be reached, or nothing can be known about times.
+    the target. Raises `UserError` where the share cannot be reached, or nothing can be known about times, and
+    `NothingToPrune`.
     """
+    if not job.graph.groups and not job.blocks.residual:
+        raise NothingToPrune(outcome.nothing(job.blocks, job.options))
+    if not CostModel(job.graph)().macs:
+        raise UserError(
+            f"{job.model.name}: --latency puts prices on multiply-accumulates, and no node here has any; use --channels"
+        )
     watch = _Stopwatch(job)
     found = _search(job, watch, share)
-    watch.table.save()
+    try:
+        watch.table.save()
+    except UserError as error:
+        if job.inputs.table is not None:
+            raise
+        job.notes.append(f"the times of pieces are not kept for the next run: {error}")
     reached = [one for one in found if one.ratio <= share + OVER]
     if not reached:
         best = f"; the least found is {min(one.ratio for one in found):.3f}" if found else ""
@@ -282,7 +294,7 @@ def _search(job: Job, watch: _Stopwatch, share: float) -> list[_Cut]:
         job.clock.share("search", len(found) / ATTEMPTS)
         try:
             plan = watch.plan(wish)
-        except UserError:  # prices are estimates: what they call impossible may yet be reached from above
+        except Unreachable:  # prices are estimates: what they call impossible may yet be reached from above
             low, wish = wish, (wish + high) / 2
             continue
         found.append(watch.cut(plan))

@@ -129,10 +129,10 @@ class Probe:
 
     def _of(self, reader: Reader) -> list[str]:
         """The weight of a reader and its bias, in the model that runs."""
-        node = self._model.producers[reader.node.outputs[0]]
+        node = self._model.producers[reader.node.result]
         names = [node.inputs[reader.operand]]
         if reader.bias is not None:
-            holder = self._model.producers[reader.bias.node.outputs[0]]
+            holder = self._model.producers[reader.bias.node.result]
             names.append(holder.inputs[reader.bias.operand])
         return names
 

@@ -20,7 +20,18 @@ from onnx import ModelProto, helper, numpy_helper
 from models.architectures import ARCHITECTURES
 from models.builder import Graph
 from models.transformers import TRANSFORMERS
-from onnxprune import Result, comparison, latency, measuring, shrink, surgery, timing
+from onnxprune import (
+    Options,
+    Result,
+    comparison,
+    latency,
+    make_plan,
+    measure,
+    measuring,
+    shrink,
+    surgery,
+    timing,
+)
 from onnxprune.blocks import Blocks
 from onnxprune.cost import CostModel
 from onnxprune.dependency import DependencyGraph
@@ -32,7 +43,7 @@ from onnxprune.shapes import accepted_runs
 from onnxprune.targets import TARGETS, Engine, State, TargetError, target
 from onnxprune.targets.cpu import Cpu
 from tests.reference import graph_of
-from tests.small import run
+from tests.small import check_refused, run
 
 SMALL = {"width": 0.25, "image": 64, "classes": 10}
 SUBJECTS: dict[str, Callable[[], ModelProto]] = {
@@ -144,6 +155,112 @@ def test_prices_go_through_the_original_and_the_last_trial() -> None:
     assert told == pytest.approx(clocked(third).total, rel=1e-3)  # type: ignore[arg-type]
 
 
+def network(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, ...]],
+    output: tuple[int, ...],
+    weights: dict[str, tuple[int, ...]],
+    constants: dict[str, Any] | None = None,
+) -> ModelProto:
+    """A model that makes `o`, with normal weights of these shapes."""
+    rng = np.random.default_rng(0)
+    arrays = {name: (0.1 * rng.standard_normal(shape)).astype(np.float32) for name, shape in weights.items()}
+    stored = [numpy_helper.from_array(value, name) for name, value in (arrays | (constants or {})).items()]
+    read = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n, shape in inputs.items()]
+    made = helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, output)
+    graph = helper.make_graph(nodes, "g", read, [made], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def recurrent() -> ModelProto:
+    """Two LSTMs side by side, of which only the last states are read: what comes first is left out and has no name."""
+    nodes, weights = [], {"g1": (80, 64), "g2": (64, 8)}
+    for at, hidden in enumerate((32, 48)):
+        weights |= {f"w{at}": (1, 4 * hidden, 16), f"r{at}": (1, 4 * hidden, hidden)}
+        nodes += [
+            helper.make_node("LSTM", [f"x{at}", f"w{at}", f"r{at}"], ["", f"h{at}"], hidden_size=hidden),
+            helper.make_node("Squeeze", [f"h{at}", "first"], [f"s{at}"]),
+        ]
+    nodes += [
+        helper.make_node("Concat", ["s0", "s1"], ["c"], axis=1),
+        helper.make_node("Gemm", ["c", "g1"], ["d"]),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("Gemm", ["e", "g2"], ["o"]),
+    ]
+    inputs = {"x0": (12, 1, 16), "x1": (12, 1, 16)}
+    return network(nodes, inputs, (1, 8), weights, {"first": np.array([0])})
+
+
+def test_nodes_whose_first_output_is_left_out() -> None:
+    graph = graph_of(recurrent())
+    found = pieces(graph, fed(graph))
+    assert [piece.heart for piece in found] == ["h0", "h1", "d", "o"]
+    assert forms(graph, found).keys() == {"h0", "h1", "d", "o"}
+    whole = Predicted({piece.heart: 1.0 + at for at, piece in enumerate(found)})
+    spent = {node.result: prices(graph, whole).by_node.get(node.index) for node in graph.model.nodes}
+    work = CostModel(graph).work()
+    for node in graph.model.nodes:
+        if node.result in whole.pieces:
+            price = whole.pieces[node.result] * 1e-3 / latency.UNIT / work[node.index]
+            assert spent[node.result] == pytest.approx(price, rel=0.01)
+    result = shrink(recurrent(), macs=0.5, samples=16)
+    assert result.report.kept["macs"] < 1
+    assert result.report.as_dict()["repair"]["layers"]
+
+
+def branching() -> ModelProto:
+    """A network with a body, which is timed in one piece."""
+    bodies = {}
+    for name, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
+        out = helper.make_tensor_value_info(op, onnx.TensorProto.FLOAT, None)
+        bodies[name] = helper.make_graph([helper.make_node(op, ["b"], [op])], name, [], [out])
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1] * 4),
+        helper.make_node("Conv", ["a", "w2"], ["b"], pads=[1] * 4),
+        helper.make_node("ReduceSum", ["b"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["d"], **bodies),
+        helper.make_node("Conv", ["d", "w3"], ["o"], pads=[1] * 4),
+    ]
+    weights = {"w1": (64, 8, 3, 3), "w2": (64, 64, 3, 3), "w3": (8, 64, 3, 3)}
+    return network(nodes, {"x": (1, 8, 16, 16)}, (1, 8, 16, 16), weights, {"zero": np.float32(0)})
+
+
+def test_a_model_in_one_piece_has_prices_too() -> None:
+    graph = graph_of(branching())
+    assert [piece.heart for piece in pieces(graph, fed(graph))] == [""]
+    half = {group.var: group.size // 2 for group in graph.groups}
+    cost = CostModel(graph)
+
+    def clocked(counts: dict[object, int]) -> Predicted:
+        return Predicted({"": 0.1 + 1e-7 * cost(counts).macs})  # type: ignore[arg-type]
+
+    for trials in ([], [(half, clocked(half))]):
+        found = prices(graph, clocked({}), trials)  # type: ignore[arg-type]
+        priced = CostModel(graph, prices=found.by_node)
+        total = (priced().time + found.constant) * latency.UNIT * 1e3
+        assert total == pytest.approx(clocked({}).total, rel=1e-3)
+    assert len(set(found.by_node.values())) == 1
+    told = (priced(half).time + found.constant) * latency.UNIT * 1e3  # type: ignore[arg-type]
+    assert told == pytest.approx(clocked(half).total, rel=1e-3)
+
+
+def test_constants_go_with_each_of_their_readers() -> None:
+    """A shape that two pieces read is constant in both: a runtime could not plan a variable one."""
+    shape = numpy_helper.from_array(np.array([1, 8, 4, 4]))
+    nodes = [
+        helper.make_node("Constant", [], ["shape"], value=shape),
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"]),
+        helper.make_node("Reshape", ["c", "shape"], ["o"]),
+    ]
+    weights = {"w1": (8, 8, 1, 1), "w2": (8, 8, 1, 1)}
+    model = network(nodes, {"x": (1, 8, 4, 4)}, (1, 8, 4, 4), weights)
+    graph = graph_of(model)
+    assert [list(piece.feeds) for piece in pieces(graph, fed(graph))] == [["x"], ["b"]]
+
+
 def test_work_of_the_nodes_is_the_cost() -> None:
     graph = graph_of(SUBJECTS["densenet121"]())
     half = {group.var: group.size // 2 for group in graph.groups}
@@ -202,6 +319,7 @@ WHOLE: dict[str, Any] = {"milliseconds": 1, "pieces": 1, "ratios": [[0.5, 0.5]]}
         {"grids": {"a": 1}},
         {"grids": {"a": GRID | {"inputs": [2, 1]}}},
         {"grids": {"a": GRID | {"inputs": [1.5, 2]}}},
+        {"grids": {"a": GRID | {"inputs": [1, 10**400]}}},
         {"grids": {"a": GRID | {"outputs": []}}},
         {"grids": {"a": GRID | {"times": [[1]]}}},
         {"grids": {"a": GRID | {"times": [[1], [2, 3]]}}},
@@ -221,7 +339,11 @@ def test_tables_that_do_not_fit(changed: dict[str, Any], tmp_path: Path) -> None
         Table(target("cpu"), 1, path)
 
 
-@pytest.mark.parametrize("broken", ["", "[]", "{}", "[" * 10**5])
+@pytest.mark.parametrize(
+    "broken",
+    ["", "[]", "{}", "[" * 10**5, json.dumps(HEADER | {"milliseconds": {"a": 10**400}})],
+    ids=["empty", "a list", "nothing", "deep", "endless"],
+)
 def test_files_that_are_no_tables(broken: str, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(broken)
@@ -403,11 +525,11 @@ def chosen(result: Result) -> dict[str, Any]:
 
 def test_measured_on_the_device_and_pruned_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.03)
-    graph = Graph(seed=0)
-    value = graph.input(1, 3, 32, 32)
+    builder = Graph(seed=0)
+    value = builder.input(1, 3, 32, 32)
     for width in (48, 64, 64):
-        value = graph.relu(graph.conv(value, width))
-    proto = graph.model(value)
+        value = builder.relu(builder.conv(value, width))
+    proto = builder.model(value)
     path, table, bare = tmp_path / "model.onnx", tmp_path / "table.json", tmp_path / "bare.json"
     onnx.save(proto, path)
     told = run("measure", path, "-o", table)
@@ -431,9 +553,9 @@ def test_measured_on_the_device_and_pruned_elsewhere(tmp_path: Path, monkeypatch
     assert result.plan == same.plan  # nothing was measured, so that nothing differs
     assert 0.55 < chosen(result)["cost"] <= 0.61
     assert any("is what" in note and "it was not measured" in note for note in result.report.notes)
-    feeds = comparison.inputs(graph_of(proto))[0]
-    measured = timing.compare_models(target("cpu"), (proto, result.model), feeds).ratio
-    assert abs(measured - chosen(result)["cost"]) < 0.2
+    graph = graph_of(proto)
+    known = Table(Absent(), 1, table).wholes[latency.digest_of(graph, comparison.inputs(graph)[0])]
+    assert chosen(result)["cost"] == pytest.approx(known.ratio(chosen(result)["predicted"]))
 
 
 def test_what_is_not_measured(tmp_path: Path) -> None:
@@ -457,6 +579,87 @@ def test_what_is_not_measured(tmp_path: Path) -> None:
         "nothing in it can be timed piece by piece" in run("measure", path, "-o", tmp_path / "t.json").output
     )
     assert not (tmp_path / "t.json").exists()
+
+
+def test_shares_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each for its own reason, and not for one of a search that found nothing."""
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
+    path, idle = tmp_path / "model.onnx", tmp_path / "idle.onnx"
+    onnx.save(dense(), path)
+    value, made = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
+    nothing = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [made])
+    onnx.save(helper.make_model(nothing, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), idle)
+    output = tmp_path / "o.onnx"
+    for model, options, code, why in (
+        (path, (0.01, "-o", output), 2, "cannot be reached on cpu; the least found is"),
+        (path, (0.6, "-o", output, "--layers", "nowhere"), 2, "--layers nowhere: no residual block"),
+        (path, (0.6, "--dry-run"), 2, "--latency makes and measures models, which --dry-run does not"),
+        (idle, (0.6, "-o", output), 4, "nothing is prunable"),
+    ):
+        check_refused(run("shrink", model, "--latency", *options), why, code=code)
+    assert not output.exists()
+    with pytest.raises(UserError, match="a share of the time is found by making models"):
+        make_plan(path, Options(latency=0.6))
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs the times, not the result."""
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
+    path, taken = tmp_path / "model.onnx", tmp_path / "a file"
+    onnx.save(dense(), path)
+    taken.touch()
+    monkeypatch.setenv("ONNXPRUNE_CACHE", f"{taken}")
+    result = shrink(path, latency=0.9, samples=16, allow_slower=True)
+    assert any("the times of pieces are not kept for the next run" in note for note in result.report.notes)
+
+
+def test_a_table_that_could_not_be_written_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Untimed(Cpu):
+        def load(self, path: Path, threads: int = 1) -> Engine:
+            raise AssertionError("something is timed")
+
+    monkeypatch.setitem(TARGETS, "cpu", Untimed)
+    path, taken = tmp_path / "model.onnx", tmp_path / "a file"
+    onnx.save(dense(), path)
+    taken.touch()
+    for table in (taken / "t.json", taken / "no" / "t.json"):
+        for asked in (
+            lambda table=table: shrink(path, latency=0.6, latency_table=table, **PLAIN),
+            lambda table=table: measure(path, table),
+        ):
+            with pytest.raises(
+                UserError, match=r"t\.json: no table can be written there .*give another path"
+            ):
+                asked()
+    Table(Untimed(), 1, tmp_path / "new" / "t.json")
+    assert sorted(tmp_path.iterdir()) == [taken, path]  # what was tried leaves nothing behind
+
+
+def test_times_of_the_whole_and_of_its_pieces_are_those_of_the_fastest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pieces add up to, in both commands."""
+    rounds: list[tuple[float, ...]] = []
+
+    def compared(*given: Any, **options: Any) -> timing.Timing:
+        found = compare_models(*given, **options)
+        rounds.append(found.engines[0].rounds)
+        return found
+
+    compare_models = timing.compare_models
+    monkeypatch.setattr(timing, "compare_models", compared)
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
+    path, table = tmp_path / "model.onnx", tmp_path / "t.json"
+    onnx.save(dense(), path)
+    graph = graph_of(onnx.load(path))
+    measured = measure(path, table)
+    whole = latency.predict(graph, comparison.inputs(graph)[0], Table(target("cpu"), 1, table)).total
+    assert measured.sum == pytest.approx(whole / min(rounds[0]))
+    found = shrink(path, latency=0.9, latency_table=table, **PLAIN).report.candidates
+    assert found is not None
+    assert found.as_dict()["sum"] == pytest.approx(whole / min(rounds[len(found.points)]))
 
 
 def test_what_pieces_predict_is_reported_beside_what_was_measured(

@@ -81,7 +81,7 @@ def correspondence(original: DependencyGraph, keep: Keep, pruned: DependencyGrap
 
 def _place(group: Group) -> tuple[object, ...]:
     """Where a group occurs: node outputs keep their names through a cut."""
-    return tuple(sorted({(o.node.outputs[0], o.input, o.axis, o.role) for o in group.occurrences}))
+    return tuple(sorted({(o.node.result, o.input, o.axis, o.role) for o in group.occurrences}))
 
 
 def _ordered(groups: list[Group]) -> list[Group]:

@@ -19,7 +19,7 @@ from onnxprune.blocks import Block, Blocks, Role
 from onnxprune.calibration import Calibration
 from onnxprune.cost import Cost, CostModel, Measure
 from onnxprune.dependency import Group
-from onnxprune.errors import UserError
+from onnxprune.errors import Unreachable, UserError
 from onnxprune.passes import layers
 from onnxprune.passes.options import Options
 from onnxprune.plan import Keep, Remove
@@ -276,7 +276,7 @@ def _solve(
         return low
     if getattr(cost(high), name) > budget:
         least = getattr(cost(high), name) * share / max(budget, 1e-9)
-        raise UserError(
+        raise Unreachable(
             f"{whole.graph.model.name}: --{name} {share} cannot be reached; the least possible here is {least:.3f} "
             "(see `onnxprune inspect` for what is pinned)"
         )

@@ -44,7 +44,7 @@ def repair(
         fitted = fit(reader, readers.graph.model.array(reader.weight), keep, statistics, mean_only)
         if fitted is None:
             continue
-        node = weights.model.producers.get(reader.node.outputs[0])
+        node = weights.model.producers.get(reader.node.result)
         name = weights.constant(node, reader.operand) if node is not None else None
         if node is None or name is None:
             done.append(Repaired(reader.node.label, "none: its weight is shared", 0.0, 0.0))
@@ -53,7 +53,7 @@ def repair(
         if fix.method != "none":
             weights.set(name, cut(reader, fitted.weight, keep))
             if fix.shift is not None and reader.bias is not None:
-                holder = weights.model.producers[reader.bias.node.outputs[0]]
+                holder = weights.model.producers[reader.bias.node.result]
                 weights.shift(holder, reader.bias, fix.shift)
         done.append(Repaired(reader.node.label, fix.method, fix.before, fix.after))
     return done

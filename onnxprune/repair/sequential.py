@@ -203,7 +203,7 @@ def _layers(
             while theirs in gone:
                 theirs = gone[theirs]
             typed = original.types.get(theirs)
-            touched = spot.reader.node.outputs[0] in dirty or theirs != ours
+            touched = spot.reader.node.result in dirty or theirs != ours
             if touched and typed is not None and ours in shapes:
                 kept = tuple(kept_positions(axis, keep) for axis in typed)
                 for part in _parts(spot.reader):
@@ -233,7 +233,7 @@ def _spots(readers: Readers) -> Iterator[_Spot]:
         shared = len(model.consumers.get(reader.weight, ())) > 1
         if not reader.affine or shared or order is None or taps > COLUMNS or not gain:
             continue
-        end = (reader.bias.node if reader.bias is not None else node).outputs[0]
+        end = (reader.bias.node if reader.bias is not None else node).result
         following = model.consumers.get(end, [])
         join = following[0] if len(following) == 1 and end not in outputs else None
         link = links.get(join.index) if join is not None else None
@@ -247,10 +247,10 @@ def _spots(readers: Readers) -> Iterator[_Spot]:
 
 def _changed(original: DependencyGraph, keep: Keep, removed: Sequence[Block], model: Model) -> set[str]:
     """Tensors of the pruned model whose values the cut may have changed."""
-    links = {link.node.outputs[0]: link for link in original.links}
+    links = {link.node.result: link for link in original.links}
     found = {block.join.inputs[block.stream] for block in removed}
     for node in model.nodes:
-        link = links.get(node.outputs[0]) if node.outputs else None
+        link = links.get(node.result)
         lost = link is not None and any(
             kept_positions(link.labels[name], keep) is not None for name in link.contracted()
         )
@@ -308,7 +308,7 @@ class _Runs:
         model  the pruned one, with all earlier stages refitted
         """
         stage, later = self.stages[number], [x for stage in self.stages[number + 1 :] for x in stage]
-        here = [layer.reader.node.outputs[0] for layer in (*stage, *later)]
+        here = [layer.reader.node.result for layer in (*stage, *later)]
         self.before.stage(self.original.model.proto, _theirs(stage), _theirs(later))
         self.after.stage(model.proto, _ours(stage), _ours(later), here)
         fits = [(Regression(*layer.shape), Regression(*layer.shape)) for layer in stage]
@@ -435,7 +435,7 @@ def _solve(
     """Change the layer's weight by what does best on held-out samples, if anything does: by a regression, or by
     matching means and deviations alone. `fitted` is used up."""
     reader = layer.reader
-    node = weights.model.producers[reader.node.outputs[0]]
+    node = weights.model.producers[reader.node.result]
     label = reader.node.label
     name = weights.constant(node, reader.operand)
     judge = held if held.count > 1 else fitted
@@ -469,7 +469,7 @@ def _solve(
     own += change.reshape(groups, -1, own.shape[3], outputs).transpose(0, 3, 1, 2)
     weights.set(name, reader.weight_of(matrix))
     if reader.bias is not None and shift is not None:
-        weights.shift(weights.model.producers[reader.bias.node.outputs[0]], reader.bias, shift)
+        weights.shift(weights.model.producers[reader.bias.node.result], reader.bias, shift)
     return Repaired(label, best, 1.0, least / before)
 
 

@@ -41,7 +41,7 @@ class Weights:
             old = self.value(name)
             self.set(name, old.astype(np.float64).ravel() + change)
         elif bias.operand >= len(node.inputs) or not node.inputs[bias.operand]:
-            key = node.outputs[0]
+            key = node.result
             before = self._added[key][2] if key in self._added else np.zeros(len(change))
             self._added[key] = (node, bias.operand, before + change)
 
@@ -56,5 +56,5 @@ class Weights:
             new.input.extend([""] * (operand + 1 - len(new.input)))
             new.input[operand] = name
             found.append(SetWeight(name, value.astype(weight.dtype), reason))
-            found.append(Rewire((node.outputs[0],), add=(new,), reason=reason))
+            found.append(Rewire((node.result,), add=(new,), reason=reason))
         return found

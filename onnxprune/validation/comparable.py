@@ -46,10 +46,10 @@ def around(graph: DependencyGraph, proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in proto.graph.node:
         alien = node.domain not in RUNNABLE and (node.domain, node.op_type) not in functions
         if any(i in missing for i in node.input):
-            missing.update(node.output)
+            missing.update(filter(None, node.output))
         elif alien:
             read.update(dict.fromkeys(i for i in node.input if i))
-            for output in node.output:
+            for output in filter(None, node.output):
                 element, shape = graph.shapes.elements.get(output), graph.shapes.shapes.get(output)
                 if element and shape is not None:
                     result.graph.input.append(onnx.helper.make_tensor_value_info(output, element, shape))
@@ -97,7 +97,7 @@ def steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with recurrent layers of `layout` 1 written in `layout` 0, between transpositions."""
     result = copied(proto)
     del result.graph.node[:]
-    for source in proto.graph.node:
+    for number, source in enumerate(proto.graph.node):
         node = copied_node(source)
         if not is_batch_first(source):
             result.graph.node.append(node)
@@ -107,7 +107,7 @@ def steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
             for i, perm in order.items():
                 if i >= len(names) or not names[i]:
                     continue
-                outer, names[i] = names[i], f"onnxprune.steps.{source.output[0]}.{int(back)}.{i}"
+                outer, names[i] = names[i], f"onnxprune.steps.{number}.{int(back)}.{i}"
                 ends = (names[i], outer) if back else (outer, names[i])
                 turn = onnx.helper.make_node("Transpose", ends[:1], ends[1:], perm=perm)
                 (turned if back else result.graph.node).append(turn)
@@ -129,12 +129,12 @@ def real_recurrence(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = copied(proto)
     del result.graph.node[:]
     make = onnx.helper.make_node
-    for source in proto.graph.node:
+    for number, source in enumerate(proto.graph.node):
         if not is_rounded_recurrence(source):
             result.graph.node.append(source)
             continue
         inputs = list(source.input[:8])
-        stem = f"onnxprune.real.{source.output[0]}"
+        stem = f"onnxprune.real.{number}"
         target = onnx.numpy_helper.from_array(np.array([0, 1, -1]), f"{stem}.shape")
         result.graph.initializer.append(target)
         for weight, scale, zero in ((1, 8, 9), (2, 10, 11)):

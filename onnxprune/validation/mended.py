@@ -85,12 +85,12 @@ def _repairable(original: DependencyGraph, reference: Model) -> tuple[set[str], 
             if reader.bias is not None:
                 places.append((reader.bias.node, reader.bias.operand))
             for place, operand in places:
-                node = reference.producers.get(place.outputs[0])
+                node = reference.producers.get(place.result)
                 if node is None:
                     continue  # it left with a removed layer
                 name = node.inputs[operand] if operand < len(node.inputs) else ""
                 if not name:
-                    slots.add((node.outputs[0], operand))
+                    slots.add((node.result, operand))
                 elif name in reference.constants and len(reference.consumers[name]) == 1:
                     names.add(name)
     return names, slots
@@ -107,7 +107,7 @@ def _nodes(
     """Compare the nodes that compute something; returns the biases that the candidate has on top."""
     added: set[str] = set()
     ours, theirs = (
-        {node.outputs: node for node in model.nodes if node.outputs[0] not in model.constants}
+        {node.outputs: node for node in model.nodes if node.result not in model.constants}
         for model in (reference, candidate)
     )
     broken += [f"{node} is missing" for outputs, node in ours.items() if outputs not in theirs]
@@ -123,7 +123,7 @@ def _nodes(
         for operand, (want, have) in enumerate(zip(wired, wires, strict=True)):
             if want == have:
                 continue
-            if not want and (outputs[0], operand) in slots and _is_bias(candidate, have):
+            if not want and (node.result, operand) in slots and _is_bias(candidate, have):
                 added.add(have)
             else:
                 broken.append(f"{node} reads '{printable(have)}', not '{printable(want)}'")
