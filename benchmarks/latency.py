@@ -319,7 +319,7 @@ def figures(results: Results) -> list[Figure]:
     found.append(
         Figure(
             "time over that of another pruner's model of as many MACs",
-            max(duels, default=0.0),
+            max(duels, default=math.inf),
             1.0,
             strict=True,
         )

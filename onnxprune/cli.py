@@ -151,7 +151,7 @@ def _seed(of: str) -> Callable[[F], F]:
 
 _preprocess = click.option("--preprocess", type=Preprocess.parse, metavar="SPEC", help="Of images: imagenet, 0-1, -1-1; then ,size= ,mean= ,std= ,layout= ,bgr.")  # fmt: skip
 _criterion = click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked.")  # fmt: skip
-_threads = click.option("--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="That models are timed with.")  # fmt: skip
+_threads = click.option("--threads", type=click.IntRange(1, api.THREADS), default=1, show_default=True, metavar="N", help="That models are timed with.")  # fmt: skip
 _page = click.option("--html", "page", type=FILE, help="Also write a page of it that opens in any browser.")
 _json_out = click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")  # fmt: skip
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -241,14 +241,16 @@ def shrink(
     """Remove channels, attention heads, neurons or layers from MODEL and prove the result."""
     options, inputs = _options(given)
     if dry_run:
-        if options.max_drop is not None:
-            raise UserError("--max-drop makes and measures models, which --dry-run does not; leave one out")
+        for asked, name in ((options.max_drop, "--max-drop"), (options.latency, "--latency")):
+            if asked is not None:
+                raise UserError(f"{name} makes and measures models, which --dry-run does not; leave one out")
         with _Progress() as progress:
             found = pipeline.make_plan(model, options, inputs, progress)
         click.echo(found.to_json(), nl=False)
         return
     target = output or model.with_name(f"{model.stem}.pruned.onnx")
-    _protect((model,), (target, plan_out, json_out, page, inputs.table), binary=True)
+    files = (target, plan_out, json_out, page, inputs.table)
+    _protect((model, inputs.data, inputs.judge), files, binary=True)
     with _Progress() as progress:
         result = pipeline.prune(model, options, progress, inputs)
     _write(
@@ -262,8 +264,8 @@ def shrink(
 @_choices
 def plan(model: Path, output: Path, **given: Any) -> None:
     """Decide what to remove from MODEL and write it down."""
-    _protect((model,), (output,))
     options, inputs = _options(given)
+    _protect((model, inputs.data), (output,))
     opened = open_model(model)
     _protect(tuple(opened.files), (output,))
     with _Progress() as progress:
@@ -297,7 +299,7 @@ def apply(
     page: Path | None,
 ) -> None:
     """Replay PLAN on the MODEL it was made for."""
-    _protect((model, plan), (output, json_out, page), binary=True)
+    _protect((model, plan, data), (output, json_out, page), binary=True)
     edits = Plan.load(plan)
     with _Progress() as progress:
         inputs = Inputs(data, preprocess=preprocess)
@@ -361,8 +363,7 @@ def quantize(
 ) -> None:
     """Hand MODEL to onnxruntime's quantiser: int8 in QDQ format, as TARGET takes it."""
     place = output or model.with_name(f"{model.stem}.quantised.onnx")
-    inputs = (model, original) if original is not None else (model,)
-    _protect(inputs, (place, json_out), binary=True)
+    _protect((model, original, data, given["judge"]), (place, json_out), binary=True)
     with _Progress() as progress:
         result = quantisation.quantise(model, data, where, original=original, progress=progress, **given)
     _write(result, place, (json_out, _report))
@@ -402,7 +403,9 @@ def validate(
     Of a repaired CANDIDATE its plan's cut is proven, and that nothing but weights and biases differs from it.
     Exits 1 if CANDIDATE is broken or not what the plan says.
     """
-    _protect((original, candidate), (page,))
+    _protect((original, candidate, plan_file, given["data"]), (page,))
+    if page is not None:
+        _protect([file for model in (original, candidate) for file in open_model(model).files], (page,))
     result = api.validate(original, candidate, Plan.load(plan_file) if plan_file else None, **given)
     if page is not None:
         _write_text(page, html.page({"model": f"{candidate}", **result.as_dict()}))
@@ -436,7 +439,7 @@ def sensitivity(model: Path, data: str, output: Path, preprocess: Preprocess | N
 
     The file is written while the survey goes on: after an interruption the same command continues it.
     """
-    _protect((model,), (output,))
+    _protect((model, data), (output,))
     opened = open_model(model)
     _protect(tuple(opened.files), (output,))
     path = None if output == STDOUT else output
@@ -481,7 +484,8 @@ def bench(
 ) -> None:
     """Measure CANDIDATES beside ORIGINAL on targets: who runs their nodes, what comes out, how long it takes.
 
-    Both are alive in one process and run in turns. Exits 1 where a candidate is refused, or computes something else.
+    Both are alive in one process and run in turns. Exits 1 where a candidate is refused, or computes
+    something else there than on the CPU; how far it is from ORIGINAL is for `validate` to say.
     """
     found = api.bench(original, candidates, names, threads=threads)
     if as_json:
@@ -571,21 +575,27 @@ def targets_(as_json: bool) -> None:
 # --------------------------------------------------------------------------------------------- output
 
 
-def _protect(inputs: Sequence[Path], targets: Sequence[Path | None], binary: bool = False) -> None:
+def _protect(inputs: Sequence[object], targets: Sequence[Path | None], binary: bool = False) -> None:
     """Refuse to overwrite an input, to write two things to one place, or where nothing can be written; before
-    any work is done. binary: the first target is a model."""
+    any work is done. inputs: paths, and what data options were given, which may be files. binary: the first target is a
+    model."""
+    sources = [one for one in inputs if isinstance(one, Path)]
+    named = (one for one in inputs if isinstance(one, str))
+    sources += [Path(one) for one in named if os.path.exists(one)]  # noqa: PTH110  what cannot be a path is none
     given = [target for target in targets if target is not None]
     if binary and given[0] == STDOUT:
         raise UserError("-o -: a model is not written to standard output; give a path")
     _distinct(given)
     for target in given:
-        if target == STDOUT or not all(source.exists() for source in inputs):  # a missing input is said later
+        if target == STDOUT or not all(
+            source.exists() for source in sources
+        ):  # a missing input is said later
             continue
-        if any(same_file(target, source) for source in inputs):
+        if any(same_file(target, source) for source in sources):
             raise UserError(f"{target}: the output is the input; choose another path")
         if not target.parent.is_dir():
             raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")
-        if not _allowed(target.parent, os.W_OK) and all(_allowed(source, os.R_OK) for source in inputs):
+        if not _allowed(target.parent, os.W_OK) and all(_allowed(source, os.R_OK) for source in sources):
             raise UserError(
                 f"{target}: cannot write to the folder {target.parent} (Permission denied); choose another path"
             )
@@ -675,7 +685,7 @@ class _Progress:
 
     def __enter__(self) -> job.Progress:
         if self._bar is None:
-            return lambda _stage, _share: None
+            return job.quiet
         self._bar.start()
         self._task = self._bar.add_task("", total=None, done="")
         return self._show

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Place = tuple[int, int, int]  # extents of inputs, outputs and the rest
 
+MOST = 2**53  # of an extent: floats count no further
 LEAST = 0.1  # of the least time that was measured: nothing is taken for faster
 
 
@@ -146,4 +147,6 @@ def spread(length: int, points: int) -> Sequence[int]:
 def _whole(value: object) -> int:
     if type(value) is not int:
         raise ValueError(f"with the extent {value!r}")
+    if value > MOST:
+        raise ValueError(f"with an extent above {MOST}")
     return value

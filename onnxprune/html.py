@@ -172,6 +172,11 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
+def _restored(error: Any) -> Any:
+    """An error as it was before JSON, which has no infinity, made it null."""
+    return math.inf if error is None else error
+
+
 def _shown(value: object, form: str = "{:.4g}") -> str:
     """A number in a cell; where there is none, a dash."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -307,7 +312,7 @@ def _equivalence(report: Mapping[str, Any]) -> Equivalence | None:
     if not given:
         return None
     return Equivalence(
-        given["error"],
+        _restored(given["error"]),
         given["tolerance"],
         tuple(given["outputs"]),
         tuple(given["sizes"]),
@@ -540,8 +545,7 @@ def _errors(report: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> 
 def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
     """Errors on a logarithmic scale."""
     sizes = [size for _, error, _ in errors if (size := _number(error)) is not None]
-    worst = max([*sizes, FAINT * 10])
-    top = math.ceil(math.log10(worst) - 1e-9)
+    top = math.ceil(math.log10(max([*sizes, FAINT * 10])) - 1e-9)
     low = math.log10(FAINT)
     shapes, y = [], 0.0
     for output, error, where in errors:
@@ -567,7 +571,7 @@ def _error_plot(errors: Sequence[tuple[str, object, str]]) -> Html:
     table = _table("Errors", ("output", "largest difference, of the scale", "where"), rows)
     label = (
         f"Largest difference of {counted(len(errors), 'output')}, as a share of the output's scale, on a "
-        f"logarithmic axis; worst {worst:.1e}"
+        f"logarithmic axis; worst {max(sizes):.1e}"
         if sizes and len(sizes) == len(errors)
         else f"Largest difference of {counted(len(errors), 'output')}, on a logarithmic axis; some cannot be compared"
     )
@@ -587,7 +591,8 @@ def _repair(report: Mapping[str, Any]) -> list[Html]:
             for one in given["layers"]
         )
         where = f"{data.get('source')}" if data.get("measured") else "made-up inputs"
-        said = Mended(f"{given['chosen']}", _mapping(given["errors"]), layers).on(_shortened(where))
+        errors = {name: _restored(error) for name, error in _mapping(given["errors"]).items()}
+        said = Mended(f"{given['chosen']}", errors, layers).on(_shortened(where))
         rows = [
             (
                 _name(one.node),

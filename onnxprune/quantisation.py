@@ -11,7 +11,6 @@ import contextlib
 import fnmatch
 import logging
 import math
-import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +29,12 @@ from onnxruntime.quantization.registry import QDQRegistry
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import __version__, flow, metrics, pipeline
+from onnxprune import flow, metrics, outcome, pipeline
 from onnxprune.cost import CostModel
 from onnxprune.data import Data, Preprocess, Spec, open_data
 from onnxprune.dependency import DependencyGraph
 from onnxprune.errors import InternalError, NothingToPrune, UserError, printable
-from onnxprune.job import SAMPLES, Judge, Made, Progress, Source, described, open_model
+from onnxprune.job import SAMPLES, Judge, Made, Progress, Source, described, open_model, quiet
 from onnxprune.metrics import Agreement
 from onnxprune.model import (
     DEFAULT_DOMAINS,
@@ -219,7 +218,7 @@ def quantise(
     or the target's compiler where it is here, refuses; `NothingToPrune` where nothing can be quantised;
     `InternalError` for a result that is not sound.
     """
-    told = progress or (lambda _stage, _share: None)
+    told = progress or quiet
     place, scheme = _target(where)
     told("load", None)
     model = open_model(source)
@@ -254,9 +253,7 @@ def quantise(
         model.name, f"{place}", scheme.as_dict(), stages, share, left, agreement, agreed.source, name, built, tuple(objections), described(inputs),
         (*inputs.notes, *prepared.notes, *_notes(share, agreement, place)),
         {
-            "onnxprune": __version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__,
-            "numpy": np.__version__, "python": platform.python_version(), "model_sha256": model.digest(),
-            "opset": result.opset(), "exclude": list(exclude),
+            **outcome.versions(), "model_sha256": model.digest(), "opset": result.opset(), "exclude": list(exclude),
         },
     )  # fmt: skip
     return Quantised(made, external, model.files | (first.files if first else frozenset()), report)

@@ -136,6 +136,8 @@ class Mended:
     def on(self, where: str) -> str:
         """In a sentence; `where` says what the errors were measured on."""
         error = self.errors[self.chosen]
+        if not any(self.errors.values()):
+            return f"repair: none kept, since no output that holds floats has changed, on {where}"
         if len(set(self.errors.values())) == 1:
             return (
                 "repair: no layer could be changed (weights that are quantised, shared or inside a body are not); "

@@ -1056,6 +1056,33 @@ def test_an_output_that_is_the_input(
     assert listing(model.parent) == before
 
 
+def test_data_are_inputs(model: Path) -> None:
+    """Whatever a command reads it does not write over: data, plans and files of weights are as safe as models."""
+    folder = model.parent
+    data, plan, small = folder / "data.npz", folder / "plan.json", folder / "small.onnx"
+    np.savez(data, x=np.zeros((4, 3, 8, 8), np.float32), labels=np.zeros(4, np.int64))
+    made = shrink(model, "-o", small, "--plan-out", plan, "--channels", 0.5, "--align", 1)
+    assert made.exit_code == 0, made.output
+    proto = onnx.load(model)
+    whole = folder / "whole.onnx"
+    onnx.save(proto, whole, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    refused = "the output is the input"
+    for arguments in (
+        ("shrink", model, "--channels", 0.5, "--data", data, "--json", data),
+        ("shrink", model, "--channels", 0.5, "--eval", data, "--html", data),
+        ("plan", model, "--channels", 0.5, "--data", data, "-o", data),
+        ("apply", model, plan, "--data", data, "-o", data),
+        ("quantize", model, "--data", data, "--json", data),
+        ("sensitivity", model, "--data", data, "-o", data),
+        ("validate", model, small, "--data", data, "--html", data),
+        ("validate", model, small, "--plan", plan, "--html", plan),
+        ("validate", whole, small, "--html", folder / "weights.bin"),
+    ):
+        check_refused(run(*arguments), refused)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_outputs_that_cannot_be(model: Path) -> None:
     folder = model.parent
     before = listing(folder)

@@ -21,6 +21,7 @@ from onnxprune.model import Model
 from onnxprune.passes import Options
 from onnxprune.passes import fold as folding
 from onnxprune.plan import Plan
+from onnxprune.validation.equivalence import check
 from tests.reference import TOLERANCE, Array, error, graph_of, masks, run, stays
 from tests.small import check_refused, floats, net, shrink, weight, write
 
@@ -255,6 +256,24 @@ def test_operator_without_a_declaration_pins_what_it_touches() -> None:
     assert any("acme.Frobnicate" in pinned.reason.text for pinned in graph.pinned)
     with pytest.raises(UserError, match=r"onnxruntime has no acme\.Frobnicate"):
         api.shrink(proto, channels=0.5, align=1, **PLAIN)
+
+
+@pytest.mark.parametrize("outputs", [["f"], ["f", ""]])
+def test_an_output_that_an_unknown_operator_leaves_out_hides_nothing(outputs: list[str]) -> None:
+    """Operands that are left out have no name, either, and do not come from it."""
+    proto = net()
+    proto.graph.node[-1].input[0] = "d"
+    clip = helper.make_node("Clip", ["c", "", "six"], ["d"])
+    unknown = helper.make_node("Frobnicate", ["b"], outputs, domain="acme")
+    behind = helper.make_node("Dropout", ["f"], ["g", ""])
+    nodes = [*proto.graph.node[:-1], unknown, behind, clip, proto.graph.node[-1]]
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(6), "six"))
+    proto.graph.output.append(helper.make_tensor_value_info("g", onnx.TensorProto.FLOAT, None))
+    proto.opset_import.add(domain="acme", version=1)
+    graph = graph_of(proto)
+    assert "y" in check(graph, {}, proto).outputs
 
 
 # --------------------------------------------------------------------------------------------- functions

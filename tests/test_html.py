@@ -111,12 +111,27 @@ def test_names_are_not_trusted(reports: dict[str, dict[str, Any]]) -> None:
     assert checked(page({"model": HOSTILE, "notes": [HOSTILE], "groups": {HOSTILE: 3}})).scripts == 0
 
 
+def test_reports_that_were_kept() -> None:
+    """JSON has no infinity: errors that are null there are none that pass."""
+    equivalence = {"error": None, "tolerance": 1e-4, "outputs": ["y"], "sizes": [], "notes": []}
+    repair = {"chosen": "ridge", "errors": {"none": None, "ridge": 0.1}, "layers": []}
+    text = page({"equivalence": equivalence, "repair": repair})
+    assert "DIFFERENT" in text
+    assert "inf -&gt; 0.1 of their energy" in text
+
+
+@pytest.mark.parametrize("error", [0.0, 2e-9, 3e-3])
+def test_the_largest_error_is_told_as_it_is(error: float) -> None:
+    drift = [{"output": "y", "error": error}, {"output": "z", "error": 0.0}]
+    assert set(re.findall(r"worst ([0-9.e+-]+)", page({"drift": drift}))) == {f"{error:.1e}"}
+
+
 @pytest.mark.parametrize("odd", [{}, {"model": None}, {"targets": 3}, {"targets": [None, {}]}, {"notes": {}}])
 def test_reports_that_say_little(odd: dict[str, Any]) -> None:
     checked(page(odd))
 
 
-@pytest.mark.parametrize("better, front", [("higher", ["30.00%", "70.00%"]), ("lower", ["30.00%"])])
+@pytest.mark.parametrize(("better", "front"), [("higher", ["30.00%", "70.00%"]), ("lower", ["30.00%"])])
 def test_candidates_of_a_search(better: str, front: list[str]) -> None:
     """The table beside the plot: which of them none beats in both, what their pieces foretold, which one was taken."""
     points = [

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from models.architectures import ARCHITECTURES
+from onnxprune import UserError, api
 from onnxprune.targets import TARGETS
 from tests.small import check_refused, run, shrink
 
@@ -67,6 +68,14 @@ def test_validate_writes_a_page(model: Path, small: Path, tmp_path: Path) -> Non
     assert text.startswith("<!DOCTYPE html>")
     assert "small.onnx" in text
     check_refused(run("validate", model, small, "--html", small), "the output is the input")
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 100_000])
+def test_threads_that_cannot_be(threads: int, model: Path, small: Path) -> None:
+    """Before any is started: a runtime takes memory for each of them."""
+    check_refused(run("bench", model, small, "--threads", threads), "--threads", "1024")
+    with pytest.raises(UserError, match=f"--threads {threads}: give a number from 1 to 1024"):
+        api.bench(model, [small], threads=threads)
 
 
 def test_targets_that_are_unknown(model: Path, small: Path) -> None:
