@@ -463,6 +463,37 @@ def test_a_back_end_that_returns_zeros_is_found(tmp_path: Path, monkeypatch: pyt
     assert found.failed == "original fails: returned the same values for different inputs: output 'logits'"
 
 
+def averaged(pads: list[int], **attributes: object) -> onnx.ModelProto:
+    """An average over windows of 3, of 24 channels."""
+    g = Graph("averaged", seed=1)
+    x = g.input(1, 24, 14, 14, name="image")
+    return g.model(
+        g.op("AveragePool", x, kernel_shape=[3, 3], strides=[1, 1], pads=pads, **attributes), names=["y"]
+    )
+
+
+@pytest.mark.targets
+@pytest.mark.skipif(QNN_HERE.reach != "runs", reason=QNN_HERE.missing)
+@pytest.mark.parametrize(
+    ("pads", "attributes", "right"),
+    [
+        ([0, 0, 0, 0], {}, True),
+        ([1, 1, 1, 1], {"count_include_pad": 1}, True),
+        ([1, 1, 1, 1], {}, False),
+        ([0, 0, 1, 1], {}, False),
+    ],
+)
+def test_averages_that_qnn_computes_wrong_are_objected_to(
+    pads: list[int], attributes: dict[str, object], right: bool, tmp_path: Path
+) -> None:
+    path = written(averaged(pads, **attributes), tmp_path)
+    engine = Qnn().load(path)
+    feeds, expected = truth(path)
+    assert (error(engine.run(feeds), expected) <= Qnn().tolerance) == right
+    assert bool(Qnn().objections(models.load(path))) != right
+    engine.close()
+
+
 @pytest.mark.targets
 @pytest.mark.skipif(WEBGPU_HERE.reach != "runs", reason=WEBGPU_HERE.missing)
 @pytest.mark.parametrize(

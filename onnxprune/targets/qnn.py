@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from onnxprune.allocation import Alignment
-from onnxprune.model import Model
+from onnxprune.model import Model, Node
 from onnxprune.runtime import newest
 from onnxprune.targets.fixed import opened
 from onnxprune.targets.provider import UNTRIED, FixedEngine, control_flow, library, open_shapes
@@ -73,6 +73,11 @@ class Qnn(Target):
             found.append("nothing in the model is quantised: quantise it to QDQ first, or ask for qnn")
         if self.precision == "fp16" and quantised:
             found.append("the model is quantised: ask for qnn:int8")
+        if pools := [node for node in model.nodes if _leaves_padding_out(node)]:
+            more = f" and {len(pools) - 1} more" if len(pools) > 1 else ""
+            found.append(
+                f"{pools[0]}{more}: averages that leave their padding out come out wrong at some sizes, or the process dies"
+            )
         return found
 
     def load(self, path: Path, threads: int = 1) -> Engine:
@@ -107,6 +112,14 @@ class Qnn(Target):
 def _libraries() -> tuple[str, str]:
     """The provider and the HTP's back end; empty where they are not there."""
     return library("onnxruntime_qnn", "onnxruntime_providers_qnn"), library("onnxruntime_qnn", "QnnHtp")
+
+
+def _leaves_padding_out(node: Node) -> bool:
+    """As found of onnxruntime-qnn 2.7.0: with padding on one side always wrong; on both sides with 24 channels, say, and inside
+    of networks also with others. Averages that count their padding are right."""
+    given = node.attributes
+    padded = any(given.get("pads", ())) or given.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    return node.op == "AveragePool" and padded and not given.get("count_include_pad", 0)
 
 
 def _quantised(model: Model) -> bool:
