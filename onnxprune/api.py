@@ -43,7 +43,7 @@ from onnxprune.validation.drift import Drift, compare_outputs
 from onnxprune.validation.equivalence import Equivalence
 from onnxprune.validation.mended import Mending
 
-THREADS = 1024  # at most: runtimes start as many as they are told to, and take memory for each
+MOST_THREADS = 1024  # at most: runtimes start as many as they are told to, and take memory for each
 
 
 def shrink(
@@ -486,8 +486,8 @@ def _on_targets(
     judge: Judge | None = None,
 ) -> tuple[OnTarget, ...]:
     """Raises `UserError` for a target that is named and not here: silence about it would pass for a proof."""
-    if not 1 <= threads <= THREADS:
-        raise UserError(f"--threads {threads}: give a number from 1 to {THREADS}")
+    if not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"--threads {threads}: give a number from 1 to {MOST_THREADS}")
     if not names:
         return ()
     for where in map(target, (name for name in names if name != "all")):

@@ -151,7 +151,7 @@ def _seed(of: str) -> Callable[[F], F]:
 
 _preprocess = click.option("--preprocess", type=Preprocess.parse, metavar="SPEC", help="Of images: imagenet, 0-1, -1-1; then ,size= ,mean= ,std= ,layout= ,bgr.")  # fmt: skip
 _criterion = click.option("--criterion", type=click.Choice(("auto", *criteria.NAMES)), default="auto", show_default=True, help="How units are ranked.")  # fmt: skip
-_threads = click.option("--threads", type=click.IntRange(1, api.THREADS), default=1, show_default=True, metavar="N", help="That models are timed with.")  # fmt: skip
+_threads = click.option("--threads", type=click.IntRange(1, api.MOST_THREADS), default=1, show_default=True, metavar="N", help="That models are timed with.")  # fmt: skip
 _page = click.option("--html", "page", type=FILE, help="Also write a page of it that opens in any browser.")
 _json_out = click.option("--json", "json_out", type=FILE, help="Also write the report as JSON ('-': to stdout).")  # fmt: skip
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -549,6 +549,7 @@ def prices(
     """
     cost = CostModel(graph)
     work = cost.work()
+    tried = [(cost.work(counts), trial) for counts, trial in reversed(trials)]
     nodes = {node.result: (node.index,) for node in graph.model.nodes if node.result} | {"": tuple(work)}
     by_node: dict[int, int] = {}
     constant = 0.0
@@ -559,8 +560,7 @@ def prices(
             constant += spent * 1e-3 / UNIT
             continue
         slope = spent / macs
-        for counts, trial in reversed(trials):
-            after = cost.work(counts)
+        for after, trial in tried:
             less = sum(after.get(index, 0) for index in indices)
             if heart in trial.pieces and less < 0.97 * macs:
                 slope = max((spent - trial.pieces[heart]) / (macs - less), 0.05 * slope)

@@ -261,7 +261,7 @@ class Model:
                 )
             waiting[node.index] = len(needs)
             if not needs:
-                heapq.heappush(ready, (_order_key(node), node.index))
+                heapq.heappush(ready, (node.result, node.index))
         order: list[Node] = []
         while ready:
             node = self.nodes[heapq.heappop(ready)[1]]
@@ -270,7 +270,7 @@ class Model:
                 for consumer in self.consumers.get(output, ()):
                     waiting[consumer.index] -= 1
                     if not waiting[consumer.index]:
-                        heapq.heappush(ready, (_order_key(consumer), consumer.index))
+                        heapq.heappush(ready, (consumer.result, consumer.index))
         if len(order) < len(self.nodes):
             stuck = next(n for n in self.nodes if waiting[n.index])
             self._refuse(f"node '{stuck.label}' is part of a cycle; the graph is invalid")
@@ -380,10 +380,6 @@ def _ordered(proto: onnx.ModelProto, owned: bool) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(copies)
     return result
-
-
-def _order_key(node: Node) -> str:
-    return next((o for o in node.outputs if o), "")
 
 
 def copy_without_weights(source: onnx.ModelProto, target: onnx.ModelProto) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from onnxprune.cost import Cost, CostModel
 from onnxprune.data import Data, Preprocess, Spec, open_data
 from onnxprune.dependency import DependencyGraph, Group
 from onnxprune.errors import UserError
+from onnxprune.job import Progress, quiet
 from onnxprune.metrics import Runner
 from onnxprune.model import Model, atomic
 from onnxprune.naming import group_names
@@ -43,7 +44,6 @@ SAVED = 5.0  # seconds between two writings of a file
 SIZE = 16  # samples that a metric sees at a time
 ERROR = "error"  # what is measured where there is no metric
 
-Progress = Callable[[str, float | None], None]
 Key = tuple[str, str, float | None]
 
 
@@ -191,7 +191,7 @@ def survey(
     asked: Asked,
     preprocess: Preprocess | None = None,
     path: Path | None = None,
-    progress: Progress = lambda _stage, _share: None,
+    progress: Progress = quiet,
 ) -> Survey:
     """Measure every group and residual block of a model on data.
 

@@ -172,6 +172,11 @@ def network(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def idle() -> ModelProto:
+    """Nothing multiplies, and nothing can go."""
+    return network([helper.make_node("Relu", ["x"], ["o"])], {"x": (1, 4)}, (1, 4), {})
+
+
 def recurrent() -> ModelProto:
     """Two LSTMs side by side, of which only the last states are read: what comes first is left out and has no name."""
     nodes, weights = [], {"g1": (80, 64), "g2": (64, 8)}
@@ -570,11 +575,7 @@ def test_what_is_not_measured(tmp_path: Path) -> None:
         refused = run("measure", path, *arguments)
         assert refused.exit_code == 2
         assert re.search(why, refused.output)
-    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])
-    made = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [made])
-    idle = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(idle, path)
+    onnx.save(idle(), path)
     assert (
         "nothing in it can be timed piece by piece" in run("measure", path, "-o", tmp_path / "t.json").output
     )
@@ -584,17 +585,15 @@ def test_what_is_not_measured(tmp_path: Path) -> None:
 def test_shares_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each for its own reason, and not for one of a search that found nothing."""
     monkeypatch.setattr(timing, "SECONDS", 0.01)
-    path, idle = tmp_path / "model.onnx", tmp_path / "idle.onnx"
+    path, still = tmp_path / "model.onnx", tmp_path / "still.onnx"
     onnx.save(dense(), path)
-    value, made = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
-    nothing = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [made])
-    onnx.save(helper.make_model(nothing, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), idle)
+    onnx.save(idle(), still)
     output = tmp_path / "o.onnx"
     for model, options, code, why in (
         (path, (0.01, "-o", output), 2, "cannot be reached on cpu; the least found is"),
         (path, (0.6, "-o", output, "--layers", "nowhere"), 2, "--layers nowhere: no residual block"),
         (path, (0.6, "--dry-run"), 2, "--latency makes and measures models, which --dry-run does not"),
-        (idle, (0.6, "-o", output), 4, "nothing is prunable"),
+        (still, (0.6, "-o", output), 4, "nothing is prunable"),
     ):
         check_refused(run("shrink", model, "--latency", *options), why, code=code)
     assert not output.exists()
